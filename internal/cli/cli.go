@@ -1,0 +1,48 @@
+// Package cli is the common edge of every podvirt binary: signals, the logger, and the exit code.
+// A main function is one line, os.Exit(cli.Main(run)), and the program below it never calls os.Exit.
+package cli
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/go-logr/logr"
+	"k8s.io/klog/v2"
+)
+
+// Streams are the standard streams of the process.
+type Streams struct {
+	In  io.Reader
+	Out io.Writer
+	Err io.Writer
+}
+
+// Run is a whole program: args come without the program's name, and the result is the exit code.
+// The context carries the logger and ends at the first SIGINT or SIGTERM.
+type Run func(ctx context.Context, args []string, std Streams) int
+
+// Version is set by the linker: -X podvirt.dev/internal/cli.Version=v1.0.0.
+var Version = "devel"
+
+// Main runs a program with the process's own arguments and streams.
+// A second signal kills the process: the default action is restored as soon as the first one was seen.
+func Main(run Run) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	std := Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}
+	return run(WithLogger(ctx, std.Err, 0), os.Args[1:], std)
+}
+
+// WithLogger returns a context whose logger (klog.FromContext) writes JSON lines to w.
+// Lines of logger.V(n) are written up to n = verbosity.
+func WithLogger(ctx context.Context, w io.Writer, verbosity int) context.Context {
+	handler := slog.NewJSONHandler(w, &slog.HandlerOptions{Level: slog.Level(-verbosity)})
+	logger := logr.FromSlogHandler(handler)
+	klog.SetLogger(logger) // libraries of Kubernetes log to the global logger
+	return klog.NewContext(ctx, logger)
+}
