@@ -1,0 +1,54 @@
+package virtualmachine
+
+import (
+	"fmt"
+
+	"podvirt.dev/api"
+)
+
+// Reasons of Filter. They hold values of the VM and never of a node, so that the scheduler adds equal ones up
+// (scheduling.md 2.6).
+const (
+	reasonNoFacts    = "no podvirt facts"
+	reasonStaleFacts = "podvirt facts older than the node's last boot"
+	reasonVCPUs      = "more than the machine's vCPU limit"
+)
+
+// fits compares what a VM asks for with what a node offers and returns every reason against it. bootID is that of the
+// node's status: facts of another boot say nothing.
+func fits(want *request, have *facts, bootID string, requireFacts bool) []string {
+	switch {
+	case have == nil || have.err != nil:
+		if requireFacts || want.special() {
+			return []string{reasonNoFacts}
+		}
+		return nil
+	case have.boot != bootID:
+		return []string{reasonStaleFacts}
+	}
+	var reasons []string
+	if have.kind != want.accelerator {
+		reasons = append(reasons, fmt.Sprintf("accelerator %s not usable", want.accelerator))
+	}
+	if want.named() && !have.models.Has(want.model) {
+		reasons = append(reasons, fmt.Sprintf("CPU model %s not usable", want.model))
+	}
+	for _, feature := range want.features {
+		reasons = append(reasons, againstFeature(feature, have)...)
+	}
+	if have.maxVCPUs > 0 && want.vcpus > have.maxVCPUs {
+		reasons = append(reasons, reasonVCPUs)
+	}
+	return reasons
+}
+
+// againstFeature applies the table of scheduling.md 2.4: force, optional and disable never filter.
+func againstFeature(feature api.CPUFeature, have *facts) []string {
+	switch offered := have.features.Has(feature.Name); {
+	case feature.Policy == api.FeatureRequire && !offered:
+		return []string{fmt.Sprintf("CPU feature %s missing", feature.Name)}
+	case feature.Policy == api.FeatureForbid && offered:
+		return []string{fmt.Sprintf("CPU feature %s forbidden but present", feature.Name)}
+	}
+	return nil
+}
