@@ -1,0 +1,242 @@
+// Package journal remembers on the node what each attachment changed, so that DEL and the next ADD undo it after a crash
+// at any instruction. The directory is a tmpfs: a reboot empties it together with every network namespace.
+package journal
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"podvirt.dev/internal/atomicfile"
+)
+
+// Version of the entries. A file of another version is kept and reported, never guessed at.
+const Version = 1
+
+// ErrNone says that there is no entry.
+var ErrNone = errors.New("no journal entry")
+
+// ErrBusy says that a lock was not free in time.
+var ErrBusy = errors.New("another operation on this container is under way")
+
+// Entry is all that undo and CHECK need. It is written before the first change, complete, and again when ADD is done.
+type Entry struct {
+	Version     int      `json:"version"`
+	Network     string   `json:"network"`
+	ContainerID string   `json:"container"`
+	IfName      string   `json:"ifname"`
+	Netns       string   `json:"netns"`
+	NetnsInode  uint64   `json:"netnsInode"`
+	Namespace   string   `json:"namespace"`
+	Pod         string   `json:"pod"`
+	PodUID      string   `json:"podUID,omitempty"`
+	Done        bool     `json:"done"`
+	NICs        []NIC    `json:"nics"`
+	Sysctls     []Sysctl `json:"sysctls,omitempty"`
+}
+
+// NIC is one guest NIC as made.
+type NIC struct {
+	Alias     string   `json:"alias"`
+	Tap       string   `json:"tap"`
+	Service   string   `json:"service"`
+	MAC       string   `json:"mac"` // of the tap: the gateway's
+	MTU       int      `json:"mtu"`
+	Addresses []string `json:"addresses"` // of the tap
+	Rules     int      `json:"rules"`     // of table inet podvirt; 0: the NIC has no NAT
+}
+
+// Sysctl is one kernel setting of the namespace: path below /proc/sys, value before and as ADD set it.
+type Sysctl struct {
+	Path   string `json:"path"`
+	Before string `json:"before"`
+	After  string `json:"after"`
+}
+
+// Store is the state directory of a node.
+type Store struct {
+	dir string
+}
+
+// New returns the store in dir; nothing is made yet.
+func New(dir string) Store { return Store{dir: dir} }
+
+func (s Store) attachments() string { return filepath.Join(s.dir, "attachments") }
+
+func (s Store) file(container, ifname string) string {
+	return filepath.Join(s.attachments(), container+"-"+ifname+".json")
+}
+
+// Save writes the entry.
+func (s Store) Save(e Entry) error {
+	e.Version = Version
+	data, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("encoding the journal entry: %w", err)
+	}
+	if err := os.MkdirAll(s.attachments(), 0o700); err != nil {
+		return fmt.Errorf("making the journal: %w", err)
+	}
+	return atomicfile.Write(s.file(e.ContainerID, e.IfName), data, 0o600)
+}
+
+// Load returns the entry of one attachment, or [ErrNone].
+func (s Store) Load(container, ifname string) (Entry, error) {
+	return load(s.file(container, ifname))
+}
+
+func load(name string) (Entry, error) {
+	data, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Entry{}, ErrNone
+	}
+	if err != nil {
+		return Entry{}, fmt.Errorf("reading the journal: %w", err)
+	}
+	var e Entry
+	if err := json.Unmarshal(data, &e); err != nil {
+		return Entry{}, fmt.Errorf("reading the journal: %s: %w", name, err)
+	}
+	if e.Version != Version {
+		return Entry{}, fmt.Errorf("reading the journal: %s has version %d, this program knows %d", name, e.Version, Version)
+	}
+	return e, nil
+}
+
+// Remove deletes the entry of one attachment and the container's lock; it is no error when there is none.
+func (s Store) Remove(container, ifname string) error {
+	return errors.Join(gone(os.Remove(s.file(container, ifname))), gone(os.Remove(s.lockFile(container, ifname))))
+}
+
+// All returns every readable entry; the error names those that are not.
+func (s Store) All() ([]Entry, error) {
+	names, err := filepath.Glob(filepath.Join(s.attachments(), "*.json"))
+	if err != nil {
+		return nil, fmt.Errorf("listing the journal: %w", err)
+	}
+	var (
+		entries []Entry
+		errs    []error
+	)
+	for _, name := range names {
+		if strings.HasPrefix(filepath.Base(name), ".") {
+			continue // a temporary file of a writer
+		}
+		e, err := load(name)
+		switch {
+		case errors.Is(err, ErrNone): // removed meanwhile
+		case err != nil:
+			errs = append(errs, err)
+		default:
+			entries = append(entries, e)
+		}
+	}
+	return entries, errors.Join(errs...)
+}
+
+func (s Store) lockFile(container, ifname string) string {
+	return filepath.Join(s.dir, "locks", container+"-"+ifname)
+}
+
+// lockPoll is how often a taken lock is tried again; flock has no timeout of its own.
+const lockPoll = 20 * time.Millisecond
+
+// Lock takes the attachment's lock, which ends with the process at the latest. It waits at most timeout, then returns
+// [ErrBusy]. unlock must be called.
+func (s Store) Lock(container, ifname string, timeout time.Duration) (unlock func() error, err error) {
+	if err := os.MkdirAll(filepath.Join(s.dir, "locks"), 0o700); err != nil {
+		return nil, fmt.Errorf("making the directory of locks: %w", err)
+	}
+	name := s.lockFile(container, ifname)
+	for deadline := time.Now().Add(timeout); ; {
+		f, err := tryLock(name)
+		if err != nil {
+			return nil, fmt.Errorf("locking: %w", err)
+		}
+		if f != nil {
+			return f.Close, nil
+		}
+		if time.Now().After(deadline) {
+			return nil, ErrBusy
+		}
+		time.Sleep(lockPoll)
+	}
+}
+
+// tryLock returns nil, nil where the lock is taken, or where its holder removed the file, which makes the lock worthless.
+func tryLock(name string) (*os.File, error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, unix.EINTR) {
+		return nil, f.Close()
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	var held, there unix.Stat_t
+	if err := errors.Join(unix.Fstat(int(f.Fd()), &held), unix.Stat(name, &there)); err != nil || held.Ino != there.Ino {
+		return nil, f.Close()
+	}
+	return f, nil
+}
+
+// Called is the file whose time says when the runtime called the plugin last; the device plugin offers no tun device
+// before it exists (network.md 2.3).
+const Called = "called"
+
+// Stamp notes that the runtime called the plugin now.
+func (s Store) Stamp(now time.Time) error {
+	name := filepath.Join(s.dir, Called)
+	if err := os.Chtimes(name, now, now); err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return fmt.Errorf("making the state directory: %w", err)
+	}
+	return atomicfile.Write(name, nil, 0o600)
+}
+
+func gone(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// temporaryAge is when a temporary file is surely one of a writer that died.
+const temporaryAge = time.Minute
+
+// Tidy removes temporary files and locks that dead processes left.
+func (s Store) Tidy(now time.Time) error {
+	var errs []error
+	temporary, err := filepath.Glob(filepath.Join(s.attachments(), ".*"))
+	errs = append(errs, err)
+	for _, name := range temporary {
+		if info, err := os.Stat(name); err == nil && now.Sub(info.ModTime()) > temporaryAge {
+			errs = append(errs, gone(os.Remove(name)))
+		}
+	}
+	locks, err := filepath.Glob(filepath.Join(s.dir, "locks", "*"))
+	errs = append(errs, err)
+	for _, name := range locks {
+		if _, err := os.Stat(filepath.Join(s.attachments(), filepath.Base(name)+".json")); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		f, err := tryLock(name)
+		if f != nil {
+			errs = append(errs, gone(os.Remove(name)), f.Close())
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}

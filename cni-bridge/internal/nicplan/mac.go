@@ -1,0 +1,47 @@
+package nicplan
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"net"
+
+	"podvirt.dev/api"
+)
+
+// mac is the guest's MAC: as written, or derived; nil where that of the Pod interface is kept.
+func (p *planner) mac(o api.NIC, name string) net.HardwareAddr {
+	word := o.MAC
+	if word == "" {
+		word = "cni"
+		if name == Default && (o.Binding == api.BindingMasquerade || o.Binding == "" && p.config.Pod.DefaultBinding == api.BindingMasquerade) {
+			word = "vm"
+		}
+	}
+	vm := p.vm.Name
+	if vm == "" || p.vm.Identity == api.IdentityPod || word == "pod" {
+		vm = p.pod.Name
+	}
+	switch word {
+	case "cni":
+		return nil
+	case "vm", "pod":
+		return DeriveMAC(p.config.MACPrefix, p.config.MACSalt, p.pod.Namespace, vm, name)
+	}
+	mac, err := net.ParseMAC(word)
+	if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
+		p.refuse(name, "mac=%s: not a unicast MAC", word)
+		return nil
+	}
+	return mac
+}
+
+// DeriveMAC is NW-075: the prefix of 1 to 3 octets, filled up with the first octets of SHA-256 over salt, namespace,
+// name of the VM and name of the NIC. Each of them goes in behind its length, so that no two sets of names run together.
+func DeriveMAC(prefix net.HardwareAddr, salt, namespace, vm, nic string) net.HardwareAddr {
+	hash := sha256.New()
+	for _, part := range []string{salt, namespace, vm, nic} {
+		hash.Write(binary.BigEndian.AppendUint32(nil, uint32(len(part))))
+		hash.Write([]byte(part))
+	}
+	return append(append(net.HardwareAddr{}, prefix...), hash.Sum(nil)[:6-len(prefix)]...)
+}

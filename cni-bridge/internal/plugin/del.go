@@ -1,0 +1,104 @@
+package plugin
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/skel"
+
+	"podvirt.dev/cni-bridge/internal/bind"
+	"podvirt.dev/cni-bridge/internal/fault"
+	"podvirt.dev/cni-bridge/internal/journal"
+	"podvirt.dev/cni-bridge/internal/netconf"
+	"podvirt.dev/cni-bridge/internal/nicplan"
+	"podvirt.dev/internal/nl"
+)
+
+// del takes back what ADD made. A configuration that is wrong by now, a namespace, prevResult, annotations or journal
+// that are gone are no errors.
+func (p Plugin) del(conf netconf.Config, args *skel.CmdArgs, _ error) error {
+	store := journal.New(conf.StateDir)
+	entry, err := store.Load(args.ContainerID, args.IfName)
+	switch {
+	case err == nil:
+		err = locked(store, conf, args.ContainerID, args.IfName, func() error { return undo(store, entry) })
+	case conf.Mode != netconf.ModePod, conf.Annotations != nil && !nicplan.IsVM(conf.Annotations):
+		err = nil // not a VM: nothing was made
+	default: // no journal, or one that this version cannot read and leaves alone
+		err = clean(args.Netns)
+	}
+	return errors.Join(err, Sweep(conf))
+}
+
+// undo takes back what the entry says, and then the entry.
+func undo(store journal.Store, entry journal.Entry) error {
+	if !vanished(entry) {
+		err := inside(entry.Netns, func(h *nl.Handle) error { return bind.Undo(h, entry) })
+		if err != nil && !errors.Is(err, errNoNamespace) {
+			return err
+		}
+	}
+	return store.Remove(entry.ContainerID, entry.IfName)
+}
+
+func clean(netns string) error {
+	if netns == "" {
+		return nil
+	}
+	err := inside(netns, bind.Clean)
+	if errors.Is(err, errNoNamespace) {
+		return nil
+	}
+	return err
+}
+
+func (p Plugin) check(conf netconf.Config, args *skel.CmdArgs, err error) error {
+	switch {
+	case err != nil:
+		return err
+	case conf.Mode != netconf.ModePod:
+		return unsupported(fault.Config, conf.Mode)
+	case conf.Previous == nil:
+		return fault.New(fault.Config, "mode pod must be chained")
+	case !nicplan.IsVM(conf.Annotations):
+		return nil
+	}
+	entry, err := journal.New(conf.StateDir).Load(args.ContainerID, args.IfName)
+	if errors.Is(err, journal.ErrNone) || err == nil && !entry.Done {
+		return fault.New(fault.Container, "no finished ADD of container %s, interface %s is known", args.ContainerID, args.IfName)
+	}
+	if err != nil {
+		return err
+	}
+	result, err := previous(conf)
+	if err != nil {
+		return err
+	}
+	var differences []string
+	listed := make(map[string]bool)
+	for _, itf := range result.Interfaces {
+		listed[itf.Name] = true
+	}
+	for _, nic := range entry.NICs {
+		if !listed[nic.Tap] {
+			differences = append(differences, "prevResult lacks "+nic.Tap)
+		}
+	}
+	err = inside(args.Netns, func(h *nl.Handle) error {
+		lines, err := bind.Differences(h, entry)
+		differences = append(differences, lines...)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	if len(differences) == 0 {
+		return nil
+	}
+	failure := fault.New(fault.Tap, "changed since ADD: %s", differences[0])
+	if len(differences) > 1 {
+		failure = fault.New(fault.Tap, "changed since ADD in %d places", len(differences))
+		failure.Details = strings.Join(differences, "\n")
+	}
+	return failure
+}

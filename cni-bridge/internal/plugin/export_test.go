@@ -1,0 +1,6 @@
+package plugin
+
+import "podvirt.dev/internal/nl"
+
+// nlHandle keeps the tests' signatures short.
+type nlHandle = nl.Handle

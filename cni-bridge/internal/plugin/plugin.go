@@ -1,0 +1,177 @@
+// Package plugin has the verbs of the CNI specification for mode pod: it decides, and orders the steps of package bind
+// between two writes of the journal, so that ADD is all or nothing and DEL always succeeds (NW-105).
+package plugin
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
+
+	"podvirt.dev/cni-bridge/internal/fault"
+	"podvirt.dev/cni-bridge/internal/journal"
+	"podvirt.dev/cni-bridge/internal/nat"
+	"podvirt.dev/cni-bridge/internal/netconf"
+	"podvirt.dev/internal/nl"
+)
+
+// Plugin is the plugin behind its command line.
+type Plugin struct {
+	// Out takes results; nothing but JSON may be written there.
+	Out io.Writer
+	// AfterStep is called behind each step of an ADD with its name; an error ends the ADD. nil: nothing is called.
+	AfterStep func(step string) error
+}
+
+// Versions are those of the specification that the plugin speaks.
+func Versions() version.PluginInfo {
+	return version.PluginSupports("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+}
+
+// Funcs are the verbs in the form that package skel dispatches to.
+func (p Plugin) Funcs() skel.CNIFuncs {
+	return skel.CNIFuncs{
+		Add: edge(p.add), Del: edge(p.del), Check: edge(p.check), GC: edge(p.gc), Status: edge(p.status),
+	}
+}
+
+// call is one verb: the configuration is read, and err what is wrong with it.
+type call func(conf netconf.Config, args *skel.CmdArgs, err error) error
+
+// edge is the one place where errors become results, where a call is stamped, and where a panic ends.
+func edge(verb call) func(*skel.CmdArgs) error {
+	return func(args *skel.CmdArgs) (err error) {
+		conf, confErr := netconf.Parse(args.StdinData)
+		defer func() {
+			if cause := recover(); cause != nil {
+				err = fault.New(fault.IO, "panic: %v", cause)
+				record(conf, args, err, string(debug.Stack()))
+			}
+			if err != nil {
+				f := fault.Of(err)
+				record(conf, args, err, "")
+				err = types.NewError(uint(f.Code), f.Message, f.Details)
+			}
+		}()
+		var stampErr error
+		if conf.Mode == netconf.ModePod {
+			stampErr = journal.New(conf.StateDir).Stamp(time.Now())
+		}
+		err = verb(conf, args, confErr)
+		if err != nil {
+			return errors.Join(err, stampErr)
+		}
+		return nil
+	}
+}
+
+// record appends a failure to the log file of the configuration, if there is one. It is best effort: the runtime has
+// the error as well.
+func record(conf netconf.Config, args *skel.CmdArgs, err error, stack string) {
+	if conf.LogFile == "" {
+		return
+	}
+	f, openErr := os.OpenFile(conf.LogFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if openErr != nil {
+		return
+	}
+	logger := slog.New(slog.NewJSONHandler(f, nil)).With("container", args.ContainerID, "args", args.Args)
+	if stack != "" {
+		logger = logger.With("stack", stack)
+	}
+	logger.Error("Call failed", "err", err)
+	_ = f.Close()
+}
+
+// unsupported says that this version has one mode.
+func unsupported(code fault.Code, mode netconf.Mode) error {
+	return fault.New(code, "mode %q: not supported by this version; supported: %s", mode, netconf.ModePod)
+}
+
+func (p Plugin) status(conf netconf.Config, _ *skel.CmdArgs, err error) error {
+	if err != nil {
+		return err
+	}
+	if conf.Mode != netconf.ModePod {
+		return unsupported(fault.Unavailable, conf.Mode)
+	}
+	if err := errors.Join(nl.TunWorks(), nat.Works()); err != nil {
+		return fault.Wrap(fault.Unavailable, "VMs cannot get a network on this node", err)
+	}
+	return nil
+}
+
+func (p Plugin) gc(conf netconf.Config, _ *skel.CmdArgs, err error) error {
+	if err != nil || conf.Mode != netconf.ModePod {
+		return err
+	}
+	store := journal.New(conf.StateDir)
+	entries, err := store.All()
+	errs := []error{err, store.Tidy(time.Now())}
+	for _, e := range entries {
+		valid := slices.Contains(conf.Valid, netconf.Attachment{ContainerID: e.ContainerID, IfName: e.IfName})
+		if e.Network != conf.Name || valid && !vanished(e) {
+			continue
+		}
+		errs = append(errs, locked(store, conf, e.ContainerID, e.IfName, func() error { return undo(store, e) }))
+	}
+	return errors.Join(errs...)
+}
+
+// Sweep undoes the attachments whose namespace is gone, of every network: containerd never calls GC.
+func Sweep(conf netconf.Config) error {
+	store := journal.New(conf.StateDir)
+	entries, err := store.All()
+	errs := []error{err}
+	for _, e := range entries {
+		if vanished(e) {
+			errs = append(errs, locked(store, conf, e.ContainerID, e.IfName, func() error { return undo(store, e) }))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func locked(store journal.Store, conf netconf.Config, container, ifname string, act func() error) (err error) {
+	unlock, err := store.Lock(container, ifname, conf.LockTimeout)
+	if errors.Is(err, journal.ErrBusy) {
+		return fault.Wrap(fault.TryAgain, "container "+container, err)
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	return act()
+}
+
+// podOf reads the Kubernetes part of CNI_ARGS: K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web.
+func podOf(args string) (namespace, name, uid string) {
+	for item := range strings.SplitSeq(args, ";") {
+		key, value, _ := strings.Cut(item, "=")
+		switch key {
+		case "K8S_POD_NAMESPACE":
+			namespace = value
+		case "K8S_POD_NAME":
+			name = value
+		case "K8S_POD_UID":
+			uid = value
+		}
+	}
+	return namespace, name, uid
+}
+
+// print writes a result that is JSON already.
+func (p Plugin) print(result []byte) error {
+	if _, err := p.Out.Write(result); err != nil {
+		return fmt.Errorf("writing the result: %w", err)
+	}
+	return nil
+}

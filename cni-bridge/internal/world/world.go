@@ -1,0 +1,287 @@
+// Package world builds, for tests, what a Pod has around it: a namespace outside with a router, the Pod's namespace
+// behind a veth pair, and a guest, which is a third namespace whose frames are carried to and from a tap as QEMU does.
+package world
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/containernetworking/plugins/pkg/testutils"
+	"golang.org/x/sys/unix"
+
+	"podvirt.dev/internal/nicalias"
+	"podvirt.dev/internal/nl"
+	"podvirt.dev/internal/require"
+)
+
+// Addresses of the world; the documentation prefixes.
+const (
+	Outside4 = "192.0.2.1"
+	Outside6 = "2001:db8::1"
+	Pod4     = "192.0.2.2"
+	Pod6     = "2001:db8::2"
+)
+
+// World is one Pod with what surrounds it.
+type World struct {
+	Outside, Pod, Guest ns.NetNS
+}
+
+// Options of a world.
+type Options struct {
+	MTU    int    // of eth0; 0: 1500
+	Only   string // "4" or "6": one family
+	Pod4   string // another address than Pod4
+	Extra  []string
+	NoAuto bool // do not give the Pod default routes
+}
+
+// New makes a world that ends with the test.
+func New(t testing.TB, o Options) *World {
+	t.Helper()
+	require.Root(t)
+	w := &World{Outside: namespace(t), Pod: namespace(t), Guest: namespace(t)}
+	if o.MTU == 0 {
+		o.MTU = 1500
+	}
+	pod4 := o.Pod4
+	if pod4 == "" {
+		pod4 = Pod4
+	}
+	Do(t, w.Outside, func(h *nl.Handle) {
+		must(t, h.AddVeth("out0", "eth0", int(w.Pod.Fd())))
+		for _, extra := range o.Extra {
+			must(t, h.AddVeth("o-"+extra, extra, int(w.Pod.Fd())))
+		}
+		up(t, h, "lo", 0)
+		address(t, h, up(t, h, "out0", o.MTU), o.Only, Outside4+"/24", Outside6+"/64")
+	})
+	Do(t, w.Pod, func(h *nl.Handle) {
+		up(t, h, "lo", 0)
+		for _, extra := range o.Extra {
+			up(t, h, extra, 0)
+		}
+		eth0 := up(t, h, "eth0", o.MTU)
+		address(t, h, eth0, o.Only, pod4+"/24", Pod6+"/64")
+		defaults(t, h, eth0, o.Only, Outside4, Outside6)
+	})
+	Do(t, w.Guest, func(h *nl.Handle) { up(t, h, "lo", 0) })
+	return w
+}
+
+func namespace(t testing.TB) ns.NetNS {
+	t.Helper()
+	netns, err := testutils.NewNS()
+	must(t, err)
+	t.Cleanup(func() {
+		if err := errors.Join(netns.Close(), testutils.UnmountNS(netns)); err != nil {
+			t.Errorf("removing namespace %s: %v", netns.Path(), err)
+		}
+	})
+	return netns
+}
+
+// Do runs act in the namespace with a netlink handle of it.
+func Do(t testing.TB, netns ns.NetNS, act func(h *nl.Handle)) {
+	t.Helper()
+	must(t, netns.Do(func(ns.NetNS) error {
+		h, err := nl.Open()
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		act(h)
+		return nil
+	}))
+}
+
+func up(t testing.TB, h *nl.Handle, name string, mtu int) nl.Link {
+	link, err := h.Link(name)
+	must(t, err)
+	must(t, h.Set(link.Index, nl.Changes{MTU: mtu, Up: true}))
+	return link
+}
+
+func address(t testing.TB, h *nl.Handle, link nl.Link, only, v4, v6 string) {
+	if only != "6" {
+		must(t, h.AddAddress(link.Index, netip.MustParsePrefix(v4)))
+	}
+	if only != "4" {
+		must(t, h.AddAddress(link.Index, netip.MustParsePrefix(v6)))
+	}
+}
+
+func defaults(t testing.TB, h *nl.Handle, link nl.Link, only, v4, v6 string) {
+	if only != "6" {
+		must(t, h.AddRoute(nl.Route{Link: link.Index, Destination: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr(v4)}))
+	}
+	if only != "4" {
+		must(t, h.AddRoute(nl.Route{Link: link.Index, Destination: netip.MustParsePrefix("::/0"), Gateway: netip.MustParseAddr(v6)}))
+	}
+}
+
+// Boot connects the guest namespace to tap0 of the Pod as the alias says: its eth0 has the MAC, the addresses and the
+// default routes that DHCP and router advertisement would give it. It ends with the test.
+func (w *World) Boot(t testing.TB) nicalias.NIC {
+	t.Helper()
+	var (
+		nic      nicalias.NIC
+		mtu      int
+		gateways []nl.Address
+		tap      *os.File
+	)
+	Do(t, w.Pod, func(h *nl.Handle) {
+		link, err := h.Link(nicalias.TapName(0))
+		must(t, err)
+		nic, err = nicalias.Decode(link.Alias)
+		must(t, err)
+		gateways, err = h.Addresses(link.Index)
+		must(t, err)
+		mtu = link.MTU
+		var flags uint16
+		if nic.MultiQueue {
+			flags = unix.IFF_MULTI_QUEUE
+		}
+		tap, err = nl.OpenTap(link.Name, flags)
+		must(t, err)
+	})
+	var guest *os.File
+	Do(t, w.Guest, func(h *nl.Handle) {
+		var err error
+		guest, err = nl.OpenTap("eth0", 0)
+		must(t, err)
+		link, err := h.Link("eth0")
+		must(t, err)
+		must(t, h.Set(link.Index, nl.Changes{MAC: nic.MAC, MTU: mtu, Up: true}))
+		for _, prefix := range []netip.Prefix{nic.Guest4, nic.Guest6} {
+			if prefix.IsValid() {
+				must(t, h.AddAddress(link.Index, prefix))
+			}
+		}
+		for _, gateway := range gateways {
+			any := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+			if gateway.Prefix.Addr().Is6() {
+				any = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+			}
+			if gateway.LinkLocal == gateway.Prefix.Addr().Is6() { // IPv6 by the link-local router, as RA says
+				must(t, h.AddRoute(nl.Route{Link: link.Index, Destination: any, Gateway: gateway.Prefix.Addr()}))
+			}
+		}
+	})
+	done := make(chan struct{}, 2)
+	go carry(tap, guest, done)
+	go carry(guest, tap, done)
+	t.Cleanup(func() {
+		_ = tap.Close()
+		_ = guest.Close()
+		<-done
+		<-done
+	})
+	return nic
+}
+
+// carry copies frames until one side is closed.
+func carry(from, to *os.File, done chan<- struct{}) {
+	defer func() { done <- struct{}{} }()
+	frame := make([]byte, 1<<16)
+	for {
+		n, err := from.Read(frame)
+		if errors.Is(err, os.ErrClosed) {
+			return
+		}
+		if err != nil {
+			continue // the interface is down at this moment
+		}
+		if _, err := to.Write(frame[:n]); errors.Is(err, os.ErrClosed) {
+			return
+		}
+	}
+}
+
+// Listen opens a TCP listener in the namespace that answers each connection with the address of its client as the
+// server sees it, and then echoes.
+func Listen(t testing.TB, netns ns.NetNS, address string) {
+	t.Helper()
+	var listener net.Listener
+	must(t, netns.Do(func(ns.NetNS) error {
+		var err error
+		listener, err = net.Listen("tcp", address)
+		return err
+	}))
+	t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go serve(conn)
+		}
+	}()
+}
+
+func serve(conn net.Conn) {
+	defer conn.Close()
+	host, _, _ := net.SplitHostPort(conn.RemoteAddr().String())
+	if _, err := conn.Write([]byte(host + "\n")); err != nil {
+		return
+	}
+	buffer := make([]byte, 1<<16)
+	for {
+		n, err := conn.Read(buffer)
+		if err != nil {
+			return
+		}
+		if _, err := conn.Write(buffer[:n]); err != nil {
+			return
+		}
+	}
+}
+
+// Timeout is how long anything in a world may take.
+const Timeout = 3 * time.Second
+
+// Dial connects from the namespace.
+func Dial(netns ns.NetNS, network, address string, options ...func(*net.Dialer)) (net.Conn, error) {
+	var conn net.Conn
+	err := netns.Do(func(ns.NetNS) error {
+		dialer := &net.Dialer{Timeout: Timeout}
+		for _, option := range options {
+			option(dialer)
+		}
+		var err error
+		conn, err = dialer.Dial(network, address)
+		return err
+	})
+	return conn, err
+}
+
+// Ask connects from the namespace to one of [Listen] and returns the client address that the server saw.
+func Ask(netns ns.NetNS, address string, options ...func(*net.Dialer)) (string, error) {
+	conn, err := Dial(netns, "tcp", address, options...)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(Timeout)); err != nil {
+		return "", err
+	}
+	buffer := make([]byte, 128)
+	n, err := conn.Read(buffer)
+	if n == 0 {
+		return "", err
+	}
+	return string(buffer[:n-1]), nil
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
