@@ -1,0 +1,271 @@
+package domain
+
+import (
+	"path/filepath"
+
+	"libvirt.org/go/libvirtxml"
+
+	"podvirt.dev/api"
+)
+
+// modern makes a virtio device speak virtio 1.0 only, also where it sits on the root bus.
+const modern = "virtio-non-transitional"
+
+func (b *builder) devices() (*libvirtxml.DomainDeviceList, error) {
+	list := &libvirtxml.DomainDeviceList{
+		Emulator:    b.host.Emulator,
+		Controllers: b.controllers(),
+		Serials:     b.serials(),
+		Consoles:    b.consoles(),
+		MemBalloon: &libvirtxml.DomainMemBalloon{
+			Model: modern, FreePageReporting: b.pageReporting(),
+			Stats: &libvirtxml.DomainMemBalloonStats{Period: 10}, Address: b.address(keyBalloon),
+		},
+		Panics: []libvirtxml.DomainPanic{{Model: "pvpanic", Address: b.address(keyPanic)}},
+	}
+	if on(b.vm.Agent, true) {
+		list.Channels = []libvirtxml.DomainChannel{{
+			Source: unixSocket(filepath.Join(b.host.RunDir, agentSocket)),
+			Target: &libvirtxml.DomainChannelTarget{VirtIO: &libvirtxml.DomainChannelTargetVirtIO{Name: "org.qemu.guest_agent.0"}},
+		}}
+	}
+	if on(b.vm.RNG.On, true) {
+		list.RNGs = []libvirtxml.DomainRNG{b.rng()}
+	}
+	b.watchdog(list)
+	b.video(list)
+	for i, d := range b.host.Disks {
+		disk, err := b.disk(i, d)
+		if err != nil {
+			return nil, err
+		}
+		list.Disks = append(list.Disks, disk)
+	}
+	for _, n := range b.host.NICs {
+		list.Interfaces = append(list.Interfaces, b.nic(n))
+	}
+	return list, nil
+}
+
+// pageReporting gives free guest memory back to the node, except where it is pinned in huge pages.
+func (b *builder) pageReporting() string {
+	if b.vm.HugepagesBacked {
+		return "off"
+	}
+	return "on"
+}
+
+func (b *builder) controllers() []libvirtxml.DomainController {
+	list := []libvirtxml.DomainController{{
+		Type: "virtio-serial", Index: uintp(0), Model: modern, Address: b.address(keySerial),
+	}}
+	scsi := libvirtxml.DomainController{Type: "scsi", Index: uintp(0), Model: modern, Address: b.address(keySCSI)}
+	if b.ioThreads() > 0 {
+		scsi.Driver = &libvirtxml.DomainControllerDriver{IOThread: 1}
+	}
+	list = append(list, scsi)
+	usb := libvirtxml.DomainController{Type: "usb", Index: uintp(0), Model: "none"}
+	if b.needsUSB() {
+		usb.Model, usb.Address = "qemu-xhci", b.address(keyUSB)
+	}
+	return append(append(list, usb), b.sparePorts()...)
+}
+
+// sparePorts are the PCIe ports into which devices can be plugged later. They come last in the list, so that the bus
+// numbers of what is plugged in stay, however many there are.
+func (b *builder) sparePorts() []libvirtxml.DomainController {
+	var list []libvirtxml.DomainController
+	for i := range spareRootPorts {
+		index := uint(i + 1)
+		address := &libvirtxml.DomainAddressPCI{
+			Domain: uintp(0), Bus: uintp(0), Slot: uintp(slotPorts), Function: uintp(uint(i)),
+		}
+		if i == 0 {
+			address.MultiFunction = "on"
+		}
+		list = append(list, libvirtxml.DomainController{
+			Type: "pci", Index: &index, Model: "pcie-root-port", Address: &libvirtxml.DomainAddress{PCI: address},
+		})
+	}
+	return list
+}
+
+func (b *builder) needsUSB() bool {
+	if b.hasVideo() {
+		return true // the tablet
+	}
+	for _, d := range b.host.Disks {
+		if d.Options.Bus == "usb" {
+			return true
+		}
+	}
+	return false
+}
+
+func (b *builder) hasVideo() bool { return b.vm.Video.Model != api.VideoNone }
+
+func (b *builder) video(list *libvirtxml.DomainDeviceList) {
+	if !b.hasVideo() {
+		list.Videos = []libvirtxml.DomainVideo{{Model: libvirtxml.DomainVideoModel{Type: "none"}}}
+		return
+	}
+	model := b.vm.Video.Model
+	if model == api.VideoAuto || model == "" {
+		model = "vga"
+		if b.vm.Firmware.Kind == api.FirmwareUEFI {
+			model = "bochs"
+		}
+	}
+	video := libvirtxml.DomainVideoModel{Type: model, Heads: uint(max(b.vm.Video.Heads, 1)), Primary: "yes"}
+	switch {
+	case model == "virtio" || model == "ramfb":
+	case b.vm.Video.VRAM > 0:
+		video.VRam = uint(b.vm.Video.VRAM) << 10
+	default:
+		video.VRam = 16 << 10 // KiB; what the overhead formula counts (vm.md 2.5)
+	}
+	if b.vm.Video.Width > 0 && model != "cirrus" {
+		video.Resolution = &libvirtxml.DomainVideoResolution{X: uint(b.vm.Video.Width), Y: uint(b.vm.Video.Height)}
+	}
+	out := libvirtxml.DomainVideo{Model: video}
+	if model != "ramfb" {
+		out.Address = b.address(keyVideo)
+	}
+	list.Videos = []libvirtxml.DomainVideo{out}
+	list.Graphics = []libvirtxml.DomainGraphic{{VNC: &libvirtxml.DomainGraphicVNC{
+		Listeners: []libvirtxml.DomainGraphicListener{{Socket: &libvirtxml.DomainGraphicListenerSocket{
+			Socket: filepath.Join(b.host.RunDir, vncSocket),
+		}}},
+	}}}
+	list.Inputs = []libvirtxml.DomainInput{{Type: "tablet", Bus: "usb"}}
+}
+
+// serials are the console and the further serial ports, each on a unix socket that outlives the launcher.
+func (b *builder) serials() []libvirtxml.DomainSerial {
+	var list []libvirtxml.DomainSerial
+	for i := range 1 + b.vm.Serial {
+		if i == 0 && b.vm.Console.Device == api.ConsoleVirtio {
+			continue
+		}
+		target := &libvirtxml.DomainSerialTarget{Port: uintp(uint(i)), Type: "isa-serial"}
+		if i == 0 && b.vm.Console.Device == api.ConsolePCI {
+			target.Type = "pci-serial"
+		}
+		list = append(list, libvirtxml.DomainSerial{Source: b.serialSocket(i), Target: target})
+	}
+	return list
+}
+
+func (b *builder) consoles() []libvirtxml.DomainConsole {
+	if b.vm.Console.Device == api.ConsoleVirtio {
+		return []libvirtxml.DomainConsole{{
+			Source: b.serialSocket(0), Target: &libvirtxml.DomainConsoleTarget{Type: "virtio", Port: uintp(0)},
+		}}
+	}
+	return nil
+}
+
+func (b *builder) serialSocket(n int) *libvirtxml.DomainChardevSource {
+	return unixSocket(filepath.Join(b.host.RunDir, SerialSocket(n)))
+}
+
+func unixSocket(path string) *libvirtxml.DomainChardevSource {
+	return &libvirtxml.DomainChardevSource{UNIX: &libvirtxml.DomainChardevSourceUNIX{Mode: "bind", Path: path}}
+}
+
+func (b *builder) rng() libvirtxml.DomainRNG {
+	rng := libvirtxml.DomainRNG{
+		Model:   modern,
+		Backend: &libvirtxml.DomainRNGBackend{Random: &libvirtxml.DomainRNGBackendRandom{Device: "/dev/urandom"}},
+		Address: b.address(keyRNG),
+	}
+	if rate := b.vm.RNG.Rate; rate > 0 {
+		rng.Rate = &libvirtxml.DomainRNGRate{Bytes: uint(rate), Period: 1000}
+	}
+	return rng
+}
+
+func (b *builder) watchdog(list *libvirtxml.DomainDeviceList) {
+	w := b.vm.Watchdog
+	if w.Model == "" || w.Model == api.WatchdogOff {
+		return
+	}
+	action := w.Action
+	if action == "" {
+		action = "reset"
+	}
+	dog := libvirtxml.DomainWatchdog{Model: w.Model, Action: action}
+	if w.Model == "i6300esb" {
+		dog.Address = b.address(keyWatchdog)
+	}
+	list.Watchdogs = []libvirtxml.DomainWatchdog{dog}
+}
+
+func (b *builder) nic(n NIC) libvirtxml.DomainInterface {
+	o := n.Options
+	model := o.Model
+	if model == "" || model == "virtio" {
+		model = modern
+	}
+	iface := libvirtxml.DomainInterface{
+		MAC:     &libvirtxml.DomainInterfaceMAC{Address: n.MAC},
+		Source:  &libvirtxml.DomainInterfaceSource{Ethernet: &libvirtxml.DomainInterfaceSourceEthernet{}},
+		Target:  &libvirtxml.DomainInterfaceTarget{Dev: n.Tap, Managed: "no"},
+		Model:   &libvirtxml.DomainInterfaceModel{Type: model},
+		Alias:   alias("nic", o.Name),
+		Address: b.address(nicKey(o.Name)),
+		ROM:     &libvirtxml.DomainROM{Enabled: "no"},
+	}
+	if model == modern {
+		iface.Driver = b.nicDriver(n)
+	}
+	if n.MTU > 0 {
+		iface.MTU = &libvirtxml.DomainInterfaceMTU{Size: uint(n.MTU)}
+	}
+	if o.Link == "down" {
+		iface.Link = &libvirtxml.DomainInterfaceLink{State: "down"}
+	}
+	if order := b.bootOrder("nic", o.Name); order > 0 {
+		iface.Boot = &libvirtxml.DomainDeviceBoot{Order: order}
+	}
+	if o.ROM == "on" || (o.ROM != "off" && iface.Boot != nil) {
+		iface.ROM = nil // QEMU's default: the PXE ROM of the model
+	}
+	return iface
+}
+
+func (b *builder) nicDriver(n NIC) *libvirtxml.DomainInterfaceDriver {
+	d := &libvirtxml.DomainInterfaceDriver{
+		Name: "qemu", RXQueueSize: uint(n.Options.RXRing), TXQueueSize: uint(n.Options.TXRing),
+	}
+	if n.Vhost && n.Options.Vhost != "off" {
+		d.Name = "vhost"
+	}
+	queues := n.Options.Queues
+	if queues == 0 {
+		queues = min(b.vm.VCPUs, 16)
+	}
+	if n.MultiQueue && queues > 1 {
+		d.Queues = uint(queues)
+	}
+	return d
+}
+
+// bootOrder is the place of a device among those that firmware tries; 0: it is not tried.
+func (b *builder) bootOrder(kind, name string) uint {
+	for i, d := range b.vm.BootOrder {
+		if d.Kind == kind && d.Name == name {
+			return uint(i + 1)
+		}
+	}
+	return 0
+}
+
+func on(b *bool, otherwise bool) bool {
+	if b == nil {
+		return otherwise
+	}
+	return *b
+}
+
+func uintp(n uint) *uint { return &n }

@@ -1,0 +1,190 @@
+package domain
+
+import (
+	"fmt"
+	"hash/fnv"
+	"slices"
+	"strings"
+
+	"libvirt.org/go/libvirtxml"
+
+	"podvirt.dev/api"
+)
+
+// Every device of the VM sits on the root bus, in a place that is its own: bus numbers are handed out by firmware and
+// would move all devices behind a new one, while an address on bus 0 stays what it is (VM-069).
+const (
+	slotVideo    = 0x01
+	slotPorts    = 0x02
+	slotSCSI     = 0x03
+	slotSerial   = 0x04
+	slotBalloon  = 0x05
+	slotRNG      = 0x06
+	slotWatchdog = 0x07
+	slotPanic    = 0x08
+	slotUSB      = 0x09
+	slotNIC      = 0x0a // nic.default
+	firstFree    = 0x0b // disks and further NICs
+	lastFree     = 0x1c // 0x1f is the chipset's; the rest is kept
+)
+
+// spareRootPorts are the PCIe ports for devices that are plugged in later (hotplug-ports, vm.md 2.2).
+const spareRootPorts = 4
+
+// Keys of the devices that every VM may have. Disks and NICs are "disk.NAME" and "nic.NAME", as in annotations.
+const (
+	keyVideo    = "video"
+	keySCSI     = "scsi"
+	keySerial   = "virtio-serial"
+	keyBalloon  = "balloon"
+	keyRNG      = "rng"
+	keyWatchdog = "watchdog"
+	keyPanic    = "panic"
+	keyUSB      = "usb"
+)
+
+func diskKey(name string) string { return "disk." + name }
+func nicKey(name string) string  { return "nic." + name }
+
+// Place is a slot and function on PCI bus 0.
+type Place struct {
+	Slot, Function uint
+}
+
+// String returns the place as lspci and option pci write it.
+func (p Place) String() string { return fmt.Sprintf("0000:00:%02x.%x", p.Slot, p.Function) }
+
+// Layout says where each device sits. It is kept in /vm/state/layout where that is mounted.
+type Layout map[string]Place
+
+func fixedPlaces() Layout {
+	return Layout{
+		keyVideo: {slotVideo, 0}, keySCSI: {slotSCSI, 0}, keySerial: {slotSerial, 0}, keyBalloon: {slotBalloon, 0},
+		keyRNG: {slotRNG, 0}, keyWatchdog: {slotWatchdog, 0}, keyPanic: {slotPanic, 0}, keyUSB: {slotUSB, 0},
+		nicKey("default"): {slotNIC, 0},
+	}
+}
+
+// NewLayout gives every virtio disk and NIC of the VM its place. Those in known keep theirs, a place that an option pci
+// asks for comes next, and the others get a place drawn from their name, the next free one where it is taken: without
+// known the layout is a function of the names alone.
+func NewLayout(vm api.Machine, known Layout) (Layout, error) {
+	layout := fixedPlaces()
+	taken := map[Place]string{}
+	for key, place := range layout {
+		taken[place] = key
+	}
+	var drawn []string
+	for _, d := range wanted(vm) {
+		place, fixed := known[d.key]
+		if d.pci != "" {
+			if _, err := fmt.Sscanf(d.pci, "0000:00:%x.%x", &place.Slot, &place.Function); err != nil {
+				return nil, fmt.Errorf("podvirt.dev/%s: pci=%s: not on bus 00", d.key, d.pci)
+			}
+			fixed = true
+		}
+		if !fixed || taken[place] == d.key {
+			drawn = append(drawn, d.key)
+			continue
+		}
+		if holder := taken[place]; holder != "" {
+			return nil, fmt.Errorf("podvirt.dev/%s: pci=%s: taken by %s", d.key, place, holder)
+		}
+		layout[d.key], taken[place] = place, d.key
+	}
+	for _, key := range drawn {
+		if _, has := layout[key]; has {
+			continue
+		}
+		place, free := draw(key, taken)
+		if !free {
+			return nil, fmt.Errorf("podvirt.dev/%s: no PCI slot is free; use bus=scsi", key)
+		}
+		layout[key], taken[place] = place, key
+	}
+	return layout, nil
+}
+
+type wantedPlace struct{ key, pci string }
+
+// wanted lists the devices that need a place, sorted, the asked-for places first.
+func wanted(vm api.Machine) []wantedPlace {
+	var list []wantedPlace
+	for _, d := range vm.Disks {
+		if d.Bus == "virtio" {
+			list = append(list, wantedPlace{diskKey(d.Name), d.PCI})
+		}
+	}
+	for _, n := range vm.NICs {
+		if n.Binding != api.BindingNone {
+			list = append(list, wantedPlace{nicKey(n.Name), n.PCI})
+		}
+	}
+	slices.SortFunc(list, func(a, b wantedPlace) int {
+		if (a.pci == "") != (b.pci == "") {
+			return strings.Compare(b.pci, a.pci)
+		}
+		return strings.Compare(a.key, b.key)
+	})
+	return list
+}
+
+// draw takes function 0 of every slot before it takes a function above.
+func draw(key string, taken map[Place]string) (Place, bool) {
+	const slots = lastFree - firstFree + 1
+	hash := fnv.New32a()
+	_, _ = hash.Write([]byte(key))
+	start := uint(hash.Sum32() % slots)
+	for function := range uint(8) {
+		for i := range uint(slots) {
+			place := Place{Slot: firstFree + (start+i)%slots, Function: function}
+			if taken[place] == "" {
+				return place, true
+			}
+		}
+	}
+	return Place{}, false
+}
+
+// address is the place of a device as libvirt writes it; nil leaves the choice to libvirt.
+func (b *builder) address(key string) *libvirtxml.DomainAddress {
+	place, ok := b.host.Addresses[key]
+	if !ok {
+		return nil
+	}
+	pci := &libvirtxml.DomainAddressPCI{
+		Domain: uintp(0), Bus: uintp(0), Slot: uintp(place.Slot), Function: uintp(place.Function),
+	}
+	if place.Function == 0 && b.host.Addresses.shared(place.Slot) {
+		pci.MultiFunction = "on"
+	}
+	return &libvirtxml.DomainAddress{PCI: pci}
+}
+
+// shared says whether more than one device sits in a slot.
+func (l Layout) shared(slot uint) bool {
+	for _, p := range l {
+		if p.Slot == slot && p.Function > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// aliasPrefix is what libvirt demands of a name that a user gives to a device.
+const aliasPrefix = "ua-"
+
+// alias names a device after its annotation. libvirt allows no dot, and names of devices have no underscore.
+func alias(kind, name string) *libvirtxml.DomainAlias {
+	return &libvirtxml.DomainAlias{Name: aliasPrefix + kind + "_" + strings.ReplaceAll(name, ".", "_")}
+}
+
+// DiskOfAlias finds the disk's name again in a device alias of an event.
+func DiskOfAlias(name string, disks []Disk) string {
+	for _, d := range disks {
+		if alias("disk", d.Options.Name).Name == name {
+			return d.Options.Name
+		}
+	}
+	return name
+}
