@@ -2,22 +2,21 @@
 package assemble
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
+	"podvirt.dev/images/internal/gobuild"
 	"podvirt.dev/images/internal/oci"
 	"podvirt.dev/images/internal/recipe"
 	"podvirt.dev/images/internal/rootfs"
+	"podvirt.dev/images/internal/run"
 	"podvirt.dev/images/internal/store"
 	"podvirt.dev/internal/atomicfile"
 )
@@ -44,8 +43,8 @@ type Result struct {
 	Fresh   bool   `json:"-"`       // written by this call
 }
 
-// record is kept beside an archive as NAME.json.
-type record struct {
+// Record is kept beside an archive as NAME.json.
+type Record struct {
 	Result
 	Key string `json:"key"`
 }
@@ -71,8 +70,8 @@ func (b Builder) Build(ctx context.Context, image recipe.Image) (Result, error) 
 }
 
 // Known returns what is recorded of an image whose archive exists.
-func (b Builder) Known(image recipe.Image) (record, error) {
-	var known record
+func (b Builder) Known(image recipe.Image) (Record, error) {
+	var known Record
 	data, err := os.ReadFile(b.recordPath(image))
 	if err != nil {
 		return known, err
@@ -146,23 +145,10 @@ func defaultMode(file recipe.File) fs.FileMode {
 	return 0o755
 }
 
-// compile builds a program without paths, symbols or version control stamps, so that equal source gives equal bytes.
 func (b Builder) compile(ctx context.Context, p recipe.Program, name string) (string, error) {
-	bin := b.Roots.Store.Path("programs")
-	if err := os.MkdirAll(bin, 0o755); err != nil {
-		return "", err
-	}
-	out := filepath.Join(bin, name)
-	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false",
-		"-ldflags=-s -w -buildid= -X podvirt.dev/internal/cli.Version=dev", "-o", out, p.Package)
-	cmd.Dir = filepath.Join(b.Repository, p.Module)
-	cmd.Env = append(os.Environ(), "GOWORK=off", "CGO_ENABLED="+map[bool]string{true: "1", false: "0"}[p.CGO])
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	if err := cmd.Run(); err != nil {
-		return "", fmt.Errorf("building %s: %w: %s", p.Package, err, strings.TrimSpace(stderr.String()))
-	}
-	return out, nil
+	out := b.Roots.Store.Path(filepath.Join("programs", name))
+	program := gobuild.Program{Dir: filepath.Join(b.Repository, p.Module), Package: p.Package, CGO: p.CGO}
+	return out, gobuild.Build(ctx, program, out)
 }
 
 func (b Builder) write(image recipe.Image, p parts, key string) (Result, error) {
@@ -177,7 +163,7 @@ func (b Builder) write(image recipe.Image, p parts, key string) (Result, error) 
 	}
 	img, err := oci.Image(layers, oci.Config{
 		Entrypoint: image.Entrypoint, Cmd: image.Cmd, Env: image.Env, User: image.User, WorkingDir: "/",
-	}, rootfs.Epoch)
+	}, run.Epoch)
 	if err != nil {
 		return Result{}, err
 	}
@@ -194,7 +180,7 @@ func (b Builder) write(image recipe.Image, p parts, key string) (Result, error) 
 		return Result{}, err
 	}
 	result := Result{Name: image.Ref(), Digest: digest.String(), Archive: archive, Fresh: true}
-	data, err := json.Marshal(record{Result: result, Key: key})
+	data, err := json.Marshal(Record{Result: result, Key: key})
 	if err != nil {
 		return Result{}, err
 	}
@@ -211,7 +197,7 @@ func (p parts) layers() ([]v1.Layer, error) {
 		}
 		layers = append(layers, layer)
 	}
-	layer, err := oci.FilesLayer(p.Entries, rootfs.Epoch)
+	layer, err := oci.FilesLayer(p.Entries, run.Epoch)
 	if err != nil {
 		return nil, err
 	}

@@ -1,17 +1,76 @@
-// Package guest builds the disks of test guests.
+// Package guest builds the disks of test guests from Debian packages and the files below test/guests.
 package guest
 
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
 	"podvirt.dev/images/internal/rootfs"
+	"podvirt.dev/images/internal/store"
 )
 
-// Builder x.
+// revision is part of every key; raise it when this package or package disk changes what it produces.
+const revision = 1
+
+// ErrUnknown says that there is no guest of a name.
+var ErrUnknown = errors.New("no such guest")
+
+// Builder builds guests. All fields are needed.
 type Builder struct {
-	Roots   rootfs.Builder
-	Sources string
+	Roots      rootfs.Builder
+	Repository string // root of this repository
 }
 
-// Build x.
-func (b *Builder) Build(ctx context.Context, name string) (string, error) { return "", errors.New("x") }
+// Build returns the path of the guest's qcow2 image, made where the cache has none of this recipe.
+func (b *Builder) Build(ctx context.Context, name string) (string, error) {
+	builders := map[string]func(context.Context, string) error{"guest-tiny": b.tiny, "guest-debian": b.debian}
+	build, ok := builders[name]
+	if !ok {
+		return "", fmt.Errorf("%s: %w", name, ErrUnknown)
+	}
+	sources, err := store.SumTree(b.source(strings.TrimPrefix(name, "guest-")))
+	if err != nil {
+		return "", err
+	}
+	key, err := store.KeyOf([]any{revision, sources, tinyRoot(), debianRoot()})
+	if err != nil {
+		return "", err
+	}
+	return b.Roots.Store.Ensure(ctx, store.Artefact{Base: name, Key: key, Ext: ".qcow2"}, build)
+}
+
+// source names a file of the guests' folder.
+func (b *Builder) source(name ...string) string {
+	return filepath.Join(append([]string{b.Repository, "test", "guests"}, name...)...)
+}
+
+// kernel finds the release of the one kernel in a root file system.
+func kernel(root string) (release string, err error) {
+	images, err := filepath.Glob(filepath.Join(root, "boot", "vmlinuz-*"))
+	if err != nil {
+		return "", err
+	}
+	if len(images) != 1 {
+		return "", fmt.Errorf("%d kernels in %s: want one", len(images), root)
+	}
+	return strings.TrimPrefix(filepath.Base(images[0]), "vmlinuz-"), nil
+}
+
+// words reads a list: one word per line, # begins a comment.
+func words(file string) ([]string, error) {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	var list []string
+	for line := range strings.Lines(string(data)) {
+		line, _, _ = strings.Cut(line, "#")
+		list = append(list, strings.Fields(line)...)
+	}
+	return slices.Clip(list), nil
+}

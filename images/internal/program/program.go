@@ -107,7 +107,7 @@ func (o options) builder(ctx context.Context, log io.Writer) (assemble.Builder, 
 		return assemble.Builder{}, nil, err
 	}
 	roots := rootfs.Builder{Store: parts, Mirror: o.mirror, Security: o.security}
-	disks := &guest.Builder{Roots: roots, Sources: filepath.Join(repository, "test", "guests")}
+	disks := &guest.Builder{Roots: roots, Repository: repository}
 	return assemble.Builder{Repository: repository, Dir: dir, Roots: roots, Disks: disks}, disks, nil
 }
 

@@ -3,20 +3,14 @@
 package rootfs
 
 import (
-	"bytes"
 	"context"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 
+	"podvirt.dev/images/internal/run"
 	"podvirt.dev/images/internal/store"
 )
-
-// Epoch is the modification time, in seconds since 1970, of everything in an image: 2026-01-01 UTC.
-const Epoch = 1767225600
 
 // revision is part of every key; raise it when this package changes what it produces from the same recipe.
 const revision = 1
@@ -55,7 +49,7 @@ func (b Builder) Build(ctx context.Context, r Recipe) (string, error) {
 	}
 	artefact := store.Artefact{Base: r.Name + "-rootfs", Key: key, Ext: ".tar"}
 	return b.Store.Ensure(ctx, artefact, func(ctx context.Context, path string) error {
-		return b.run(ctx, r, path)
+		return b.bootstrap(ctx, r, path)
 	})
 }
 
@@ -85,14 +79,14 @@ func (b Builder) Unpack(ctx context.Context, r Recipe) (string, error) {
 		if err := os.Mkdir(filepath.Join(path, "dev"), 0o755); err != nil {
 			return err
 		}
-		return command(ctx, "tar", "--extract", "--numeric-owner", "--same-permissions", "--file", archive, "--directory", path)
+		return run.Command(ctx, "tar", "--extract", "--numeric-owner", "--same-permissions", "--file", archive, "--directory", path)
 	})
 }
 
-func (b Builder) run(ctx context.Context, r Recipe, target string) error {
+func (b Builder) bootstrap(ctx context.Context, r Recipe, target string) error {
 	main := "deb " + orElse(b.Mirror, DebianMirror) + " " + r.Suite + " main"
 	security := "deb " + orElse(b.Security, DebianSecurityMirror) + " " + r.Suite + "-security main"
-	return command(ctx, "mmdebstrap", append(b.options(r), "--format=tar", "--skip=output/dev", r.Suite, target, main, security)...)
+	return run.Command(ctx, "mmdebstrap", append(b.options(r), "--format=tar", "--skip=output/dev", r.Suite, target, main, security)...)
 }
 
 func (b Builder) options(r Recipe) []string {
@@ -122,30 +116,6 @@ func purgeScript(packages []string) string {
 	names := strings.Join(packages, " ")
 	return `for p in ` + names + `; do rm -f "$1/var/lib/dpkg/info/$p".p*rm "$1/var/lib/dpkg/info/$p":*.p*rm; done; ` +
 		`chroot "$1" dpkg --force-all --no-triggers --purge ` + names + ` >/dev/null 2>&1`
-}
-
-// CommandError is a build tool that failed, with what it wrote to standard error.
-type CommandError struct {
-	Command string
-	Stderr  string
-	Err     error
-}
-
-func (e *CommandError) Error() string {
-	return fmt.Sprintf("%s: %v: %s", e.Command, e.Err, strings.TrimSpace(e.Stderr))
-}
-
-func (e *CommandError) Unwrap() error { return e.Err }
-
-func command(ctx context.Context, name string, args ...string) error {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C.UTF-8", "SOURCE_DATE_EPOCH="+strconv.Itoa(Epoch))
-	var stderr bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &stderr, &stderr
-	if err := cmd.Run(); err != nil {
-		return &CommandError{Command: name, Stderr: stderr.String(), Err: err}
-	}
-	return nil
 }
 
 func orElse(s, otherwise string) string {
