@@ -1,0 +1,180 @@
+package facts
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"time"
+
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/klog/v2"
+
+	"podvirt.dev/api"
+	"podvirt.dev/device-plugin/internal/latest"
+	"podvirt.dev/device-plugin/internal/node"
+)
+
+const (
+	firstRetry = time.Second
+	lastRetry  = time.Minute
+	never      = time.Duration(math.MaxInt64)
+)
+
+// Reasons of Events on the Node (scheduling.md 2.8).
+const (
+	ReasonChanged = "FactsChanged"
+	ReasonStale   = "FactsStale"
+	ReasonSkip    = "InvalidSkipNode"
+)
+
+// Writer writes on our own Node; [node.Client] is one.
+type Writer interface {
+	// Apply makes exactly these annotations and labels ours.
+	Apply(ctx context.Context, annotations, labels map[string]string) error
+	// Event tells people something about the Node.
+	Event(ctx context.Context, uid types.UID, warning bool, reason, message string) error
+}
+
+// Observer hears of every write, for metrics: desired is what now stands on the Node, changed are the annotations that differ.
+type Observer interface {
+	FactsWritten(desired Desired, changed []string)
+}
+
+// Settings is what publishing takes from podvirt-config.
+type Settings struct {
+	Emulation   bool          // VMs may run without KVM
+	MinInterval time.Duration // shortest time between two writes
+}
+
+// Publisher keeps the Node up to date; all members of its options are required.
+type Publisher struct {
+	Options
+
+	lastWrite time.Time
+	retry     time.Duration
+	told      map[string]string // last problem told, by reason, so that each is told once
+}
+
+// Options are what a [Publisher] needs.
+type Options struct {
+	Writer   Writer
+	Observer Observer
+	Boot     string
+	View     *latest.Value[node.View]
+	Snapshot *latest.Value[Snapshot]
+	Settings *latest.Value[Settings]
+}
+
+// NewPublisher returns a publisher that has written nothing yet.
+func NewPublisher(options Options) *Publisher {
+	return &Publisher{Options: options, told: map[string]string{}}
+}
+
+// Run publishes until ctx ends: when something changed, at most once per interval, never on a timer alone.
+func (p *Publisher) Run(ctx context.Context) {
+	for ctx.Err() == nil {
+		view, viewChanged := p.View.Get()
+		snapshot, snapshotChanged := p.Snapshot.Get()
+		settings, settingsChanged := p.Settings.Get()
+
+		again := time.NewTimer(p.step(ctx, view, snapshot, settings))
+		select {
+		case <-ctx.Done():
+		case <-viewChanged:
+		case <-snapshotChanged:
+		case <-settingsChanged:
+		case <-again.C:
+		}
+		again.Stop()
+	}
+}
+
+// step writes once if the Node is not as it should be, and returns after which time to look again, which is never
+// unless something waits to be written.
+func (p *Publisher) step(ctx context.Context, view node.View, snapshot Snapshot, settings Settings) time.Duration {
+	if view.UID == "" || p.skipped(ctx, view) {
+		return never
+	}
+	p.complain(ctx, view, snapshot)
+	known := snapshot.Or(FromAnnotations(view.Annotations, p.Boot))
+	desired, err := Desire(known, view.Annotations, settings.Emulation)
+	if err != nil {
+		klog.FromContext(ctx).Error(err, "Encoding facts")
+		return never
+	}
+	if desired.Equal(view.Annotations, view.Labels) {
+		p.retry = 0
+		return never
+	}
+	if wait := settings.MinInterval - time.Since(p.lastWrite); wait > 0 && !p.lastWrite.IsZero() {
+		return wait
+	}
+	p.lastWrite = time.Now()
+	if err := p.Writer.Apply(ctx, desired.Annotations, desired.Labels); err != nil {
+		p.retry = min(max(2*p.retry, firstRetry), lastRetry)
+		klog.FromContext(ctx).Error(err, "The facts are not on the Node yet", "retryAfter", p.retry.String())
+		return max(p.retry, settings.MinInterval)
+	}
+	p.retry = 0
+	p.tell(ctx, view, known, desired)
+	return never
+}
+
+// tell logs a write, counts it, and raises an Event if models or accelerator changed.
+func (p *Publisher) tell(ctx context.Context, view node.View, known Snapshot, desired Desired) {
+	var changed []string
+	for _, key := range []string{api.NodeCPU, api.NodeNUMA} {
+		if desired.Annotations[key] != view.Annotations[key] {
+			changed = append(changed, key)
+		}
+	}
+	p.Observer.FactsWritten(desired, changed)
+	klog.FromContext(ctx).Info("Wrote facts", "annotations", changed, "labels", desired.Labels)
+	if text, ok := Change(view.Annotations[api.NodeCPU], known.CPU); ok {
+		p.event(ctx, view, false, ReasonChanged, text)
+	}
+}
+
+// skipped obeys the administrator's annotation that keeps us off; another value than true or false is named once.
+func (p *Publisher) skipped(ctx context.Context, view node.View) bool {
+	switch value, ok := view.Annotations[api.NodeSkip]; {
+	case !ok || value == "false":
+		return false
+	case value == "true":
+		return true
+	default:
+		text := fmt.Sprintf("%s: %q: not one of true, false", api.NodeSkip, value)
+		if near := api.Nearest(value, []string{"true", "false"}); near != "" {
+			text += "; nearest: " + near
+		}
+		p.complainOnce(ctx, view, ReasonSkip, text)
+		return false
+	}
+}
+
+// complain tells once what is wrong with what could be read, and that a Node's facts are of another boot.
+func (p *Publisher) complain(ctx context.Context, view node.View, snapshot Snapshot) {
+	problem := snapshot.Problem
+	if problem == nil && snapshot.CPU == nil {
+		problem = FromAnnotations(view.Annotations, p.Boot).Problem
+	}
+	if problem != nil {
+		p.complainOnce(ctx, view, ReasonStale, problem.Error())
+	}
+}
+
+func (p *Publisher) complainOnce(ctx context.Context, view node.View, reason, text string) {
+	if p.told[reason] == text {
+		return
+	}
+	p.told[reason] = text
+	klog.FromContext(ctx).Info("Problem with the node's facts", "reason", reason, "problem", text)
+	p.event(ctx, view, true, reason, text)
+}
+
+// event raises an Event; one that cannot be raised is not worth a second attempt.
+func (p *Publisher) event(ctx context.Context, view node.View, warning bool, reason, text string) {
+	if err := p.Writer.Event(ctx, view.UID, warning, reason, text); err != nil {
+		klog.FromContext(ctx).Error(err, "Event not raised", "reason", reason)
+	}
+}
