@@ -1,0 +1,107 @@
+package plan
+
+import (
+	"fmt"
+
+	"podvirt.dev/test/cluster/internal/layout"
+)
+
+// PauseImage is what a Pod's sandbox is made of.
+const PauseImage = "localhost/podvirt/pause:dev"
+
+// dnsService is the tenth address of layout.ServiceNet4, where installations of Kubernetes have their name server.
+const dnsService = "10.199.0.10"
+
+// restrict_oom_score_adj: a machine without CAP_SYS_RESOURCE may not lower the value, and every sandbox would fail.
+const containerdConfig = `version = 4
+root = "/var/lib/containerd"
+state = "/run/containerd"
+disabled_plugins = ["io.containerd.nri.v1.nri"]
+
+[grpc]
+  address = "` + containerdSocket + `"
+
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "overlayfs"
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = "` + PauseImage + `"
+
+[plugins."io.containerd.cri.v1.runtime"]
+  restrict_oom_score_adj = true
+  cdi_spec_dirs = ["/etc/cdi", "/var/run/cdi"]
+  [plugins."io.containerd.cri.v1.runtime".containerd]
+    default_runtime_name = "runc"
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+        SystemdCgroup = false
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["/opt/cni/bin"]
+    conf_dir = "/etc/cni/net.d"
+`
+
+// Images are imported, not pulled: the kubelet must never collect them. Score adjustments as in containerdConfig.
+const kubeletConfig = `apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+failCgroupV1: false
+failSwapOn: false
+cgroupDriver: cgroupfs
+cgroupRoot: /
+containerRuntimeEndpoint: unix://` + containerdSocket + `
+oomScoreAdj: 0
+makeIPTablesUtilChains: false
+authentication:
+  anonymous: {enabled: false}
+  webhook: {enabled: true}
+  x509: {clientCAFile: ` + confDir + "/pki/" + authority + `.crt}
+authorization: {mode: Webhook}
+clusterDomain: ` + layout.Domain + `
+clusterDNS: [` + dnsService + `]
+resolvConf: ` + confDir + `/resolv.conf
+volumePluginDir: /var/lib/kubelet/volume-plugins
+serializeImagePulls: false
+imageGCHighThresholdPercent: 100
+imageGCLowThresholdPercent: 99
+evictionHard:
+  memory.available: 100Mi
+  nodefs.available: 1%
+  imagefs.available: 1%
+nodeStatusUpdateFrequency: 5s
+runtimeRequestTimeout: 5m
+logging: {verbosity: 2}
+`
+
+// The connection tracking limits are the host's and cannot be set from the namespace.
+const proxyConfig = `apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+mode: nftables
+clientConnection: {kubeconfig: ` + confDir + `/proxy.kubeconfig}
+clusterCIDR: ` + layout.PodNet4 + "," + layout.PodNet6 + `
+oomScoreAdj: 0
+healthzBindAddress: 127.0.0.1:10256
+metricsBindAddress: 127.0.0.1:10249
+conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
+`
+
+// cniConfig is the Pod network of a node: routed, without a bridge and without translation inside the cluster.
+func cniConfig(m layout.Machine) string {
+	return fmt.Sprintf(`{
+  "cniVersion": "1.0.0",
+  "name": "local",
+  "plugins": [
+    {
+      "type": "ptp",
+      "ipMasq": false,
+      "mtu": 1450,
+      "ipam": {
+        "type": "host-local",
+        "dataDir": "/run/cni/local",
+        "ranges": [[{"subnet": "%s"}], [{"subnet": "%s"}]],
+        "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]
+      }
+    },
+    {"type": "portmap", "backend": "nftables", "snat": true, "capabilities": {"portMappings": true}}
+  ]
+}
+`, m.PodNet4, m.PodNet6)
+}
