@@ -85,28 +85,60 @@ func component(dir string) string {
 	return ""
 }
 
+// rule forbids some imports to some files.
+type rule struct {
+	why     string
+	forbids func(f goFile, path string) bool
+}
+
+// only returns a rule that leaves an import to one place: a folder or a file.
+func only(place string, imported func(path string) bool) rule {
+	return rule{"only " + place + " imports it", func(f goFile, path string) bool {
+		return imported(path) && f.dir != place && f.path != place
+	}}
+}
+
+func exactly(want string) func(string) bool {
+	return func(path string) bool { return path == want }
+}
+
+// ownFolder returns the folder of an import that is ours, or "".
+func ownFolder(path string) string {
+	own, _ := strings.CutPrefix(path, module)
+	if own == path {
+		return ""
+	}
+	return own
+}
+
+func importRules() []rule {
+	return []rule{
+		only("scheduler/main.go", func(path string) bool { return strings.HasPrefix(path, "k8s.io/kubernetes/") }),
+		only("launcher/internal/virt/libvirt", exactly("libvirt.org/go/libvirt")),
+		only("internal/nl", exactly("github.com/vishvananda/netlink")),
+		{"components share data, not code", func(f goFile, path string) bool {
+			from, to := component(f.dir), component(ownFolder(path))
+			return from != "" && to != "" && from != to
+		}},
+		{"internal/ never imports a component", func(f goFile, path string) bool {
+			return strings.HasPrefix(f.dir, "internal/") && component(ownFolder(path)) != ""
+		}},
+		{"the contract stands on nothing of ours", func(f goFile, path string) bool {
+			own := ownFolder(path)
+			return f.dir == "api" && own != "" && !strings.HasPrefix(own, "api")
+		}},
+		{"internal/sysfs stands on the standard library", func(f goFile, path string) bool {
+			return f.dir == "internal/sysfs" && ownFolder(path) != ""
+		}},
+	}
+}
+
 // forbidden says why a file may not import a path, or "".
 func forbidden(f goFile, path string) string {
-	own, isOwn := strings.CutPrefix(path, module)
-	from, to := component(f.dir), ""
-	if isOwn {
-		to = component(own)
-	}
-	switch {
-	case strings.HasPrefix(path, "k8s.io/kubernetes/") && f.path != "scheduler/main.go":
-		return "only scheduler/main.go imports k8s.io/kubernetes"
-	case path == "libvirt.org/go/libvirt" && f.dir != "launcher/internal/virt/libvirt":
-		return "only launcher/internal/virt/libvirt imports the libvirt binding"
-	case path == "github.com/vishvananda/netlink" && f.dir != "internal/nl":
-		return "only internal/nl imports netlink"
-	case from != "" && to != "" && from != to:
-		return "components share data, not code"
-	case strings.HasPrefix(f.dir, "internal/") && to != "":
-		return "internal/ never imports a component"
-	case f.dir == "api" && isOwn && !strings.HasPrefix(own, "api"):
-		return "the contract stands on nothing of ours"
-	case f.dir == "internal/sysfs" && isOwn:
-		return "internal/sysfs stands on the standard library"
+	for _, r := range importRules() {
+		if r.forbids(f, path) {
+			return r.why
+		}
 	}
 	return ""
 }
