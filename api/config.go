@@ -5,6 +5,9 @@ import "time"
 // Config is what podvirt-config says (operations.md 2.2). A zero value means that the key is not set; [Resolve] then
 // takes the built-in default. The launcher, which cannot see the ConfigMap, passes the zero Config.
 type Config struct {
+	// Visible says that podvirt-config was read; without it the cluster's policy is not judged.
+	Visible bool
+
 	Emulation         string // emulation: forbid, allow; "": not visible, not judged
 	ConsoleDefault    ConsoleMode
 	MachineDefault    string
@@ -66,3 +69,6 @@ type Pool struct {
 func ParseConfig(data map[string]string) (Config, Errors) {
 	return Config{}, nil
 }
+
+// Obsolete says whether a CPU model is refused where a VM names it (cpu.obsolete-models).
+func (c Config) Obsolete(model string) bool { return false }

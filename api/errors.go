@@ -1,6 +1,7 @@
 package api
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -32,16 +33,15 @@ func (e Errors) Err() error {
 	return e
 }
 
-// Join returns the mistakes of both, sorted by key; those of one key keep their order and equal lines appear once.
-func (e Errors) Join(more Errors) Errors {
-	all := slices.Concat(e, more)
-	slices.SortStableFunc(all, func(a, b Error) int { return strings.Compare(a.Key, b.Key) })
-	seen := make(map[string]bool, len(all))
-	return slices.DeleteFunc(all, func(err Error) bool {
-		twice := seen[err.Text]
-		seen[err.Text] = true
-		return twice
+// Join returns the mistakes of both, sorted.
+func (e Errors) Join(more Errors) Errors { return slices.Concat(e, more).sorted() }
+
+// sorted returns the mistakes by key and text, each line once.
+func (e Errors) sorted() Errors {
+	slices.SortFunc(e, func(a, b Error) int {
+		return cmp.Or(strings.Compare(a.Key, b.Key), strings.Compare(a.Text, b.Text))
 	})
+	return slices.Compact(e)
 }
 
 // TerminationMessage returns the text of a container that ends with [ReasonBadConfig]: the reason and as many whole

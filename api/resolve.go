@@ -1,8 +1,341 @@
 package api
 
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
 // Resolve reads a whole VM Pod: it parses the annotations, checks them against what is visible of the Pod, and fills
 // in every default. The errors are those of [Parse] and those that only the Pod shows, together.
 func Resolve(pod Pod, config Config) (Machine, Errors) {
-	vm, errs := Parse(pod.Annotations)
-	return Machine{VM: vm}, errs
+	p := parse(pod.Annotations)
+	vm := p.vm()
+	checkAnnotations(p, &vm)
+	r := &resolver{parser: p, pod: pod, config: config, m: Machine{
+		VM: vm, Namespace: pod.Namespace, PodName: pod.Name, PodUID: pod.UID,
+	}}
+	r.identity()
+	r.cpu()
+	r.platform()
+	r.paths()
+	r.disks()
+	r.nics()
+	r.lifecycle()
+	r.guest()
+	r.memory()
+	r.m.BootOrder = r.bootOrder()
+	return r.m, p.errs.sorted()
+}
+
+// resolver turns a VM into a Machine.
+type resolver struct {
+	*parser
+
+	pod    Pod
+	config Config
+	m      Machine
+}
+
+func (r *resolver) identity() {
+	m := &r.m
+	label, visible := r.pod.Labels[LabelVM], r.pod.Labels != nil
+	switch {
+	case m.Name == "" && label != "":
+		m.Name = label
+	case m.Name == "":
+		m.Name = r.pod.Name
+	case visible && label != m.Name:
+		r.value("vm", m.Name, fmt.Sprintf("differs from the label %s %s", LabelVM, quote(label)))
+	}
+	if m.Identity == "" {
+		m.Identity = IdentityVM
+	}
+	m.ID = m.Name
+	if m.Identity == IdentityPod && r.pod.Name != "" {
+		m.ID = r.pod.Name
+	}
+	if m.UUID == "" {
+		m.UUID = DefaultUUID(r.pod.Namespace, m.ID)
+	}
+	if m.Hostname == "" {
+		m.Hostname = firstLabel(m.ID)
+	}
+}
+
+// firstLabel makes a DNS label of a Pod's name, which may hold dots and 253 characters.
+func firstLabel(name string) string {
+	label, _, _ := strings.Cut(name, ".")
+	return strings.TrimRight(label[:min(len(label), 63)], "-")
+}
+
+func (r *resolver) cpu() {
+	cpu := &r.m.CPU
+	if cpu.Accelerator == "" {
+		cpu.Accelerator = AcceleratorKVM
+	}
+	if cpu.Accelerator == AcceleratorTCG && r.config.Emulation == "forbid" {
+		r.value("accelerator", "tcg", "emulation is not allowed (emulation: forbid)")
+	}
+	switch {
+	case cpu.Arch == "":
+		cpu.Arch = r.pod.NodeArch
+	case r.pod.NodeArch != "" && cpu.Arch != r.pod.NodeArch && cpu.Accelerator != AcceleratorTCG:
+		r.value("arch", cpu.Arch, fmt.Sprintf("arch %s on an %s node needs accelerator tcg", cpu.Arch, r.pod.NodeArch))
+	}
+	r.cpuModel()
+	if cpu.Topology == nil {
+		cpu.Topology = &Topology{Sockets: 1, Dies: 1, Clusters: 1, Cores: int(max(1, (r.pod.Limits.CPU+999)/1000)), Threads: 1}
+	}
+	r.m.VCPUs = cpu.Topology.VCPUs()
+	if cpu.Max == 0 {
+		cpu.Max = r.m.VCPUs
+	}
+	if cpu.NUMA.Policy == "" {
+		cpu.NUMA.Policy = NUMANone
+	}
+}
+
+func (r *resolver) cpuModel() {
+	cpu := &r.m.CPU
+	switch {
+	case cpu.Model != "":
+		if r.config.Visible && r.config.Obsolete(cpu.Model) {
+			r.value("cpu-model", cpu.Model, cpu.Model+" is on the obsolete list (cpu.obsolete-models)")
+		}
+	case cpu.Accelerator == AcceleratorTCG:
+		cpu.Model = CPUMaximum
+	case r.config.CPUDefaultModel != "":
+		cpu.Model = r.config.CPUDefaultModel
+	default:
+		cpu.Model = CPUHostModel
+	}
+}
+
+func (r *resolver) platform() {
+	m := &r.m
+	if m.Machine == "" {
+		m.Machine = r.config.MachineDefault
+	}
+	if m.Machine == "" {
+		m.Machine = "q35"
+		if m.CPU.Arch == "arm64" {
+			m.Machine = "virt"
+		}
+	}
+	if m.Firmware.Kind == "" {
+		m.Firmware.Kind = defaultFirmware(m.CPU.Arch)
+	}
+	if m.Console.Mode == "" {
+		m.Console.Mode = r.config.ConsoleDefault
+	}
+	if m.Console.Mode == "" {
+		m.Console.Mode = ConsoleNone
+	}
+	if m.Console.Device == "" {
+		m.Console.Device = ConsoleAuto
+	}
+	if t := r.pod.Terminal; m.Console.Mode == ConsoleAttach && t != nil && !(t.Stdin && t.TTY) {
+		r.value("console", r.values["console"].raw, "attach needs stdin: true and tty: true on container vm")
+	}
+	if m.Video.Model == "" {
+		m.Video.Model = VideoAuto
+	}
+	if m.Watchdog.Model == "" {
+		m.Watchdog.Model = WatchdogOff
+	}
+	if m.Watchdog.Action == "" {
+		m.Watchdog.Action = "reset"
+	}
+	r.watchdog()
+	m.Agent, m.RNG.On, m.Metrics = orTrue(m.Agent), orTrue(m.RNG.On), orTrue(m.Metrics)
+	if m.TapOwner == nil {
+		m.TapOwner = &Owner{UID: LauncherUID, GID: LauncherUID}
+	}
+}
+
+func (r *resolver) watchdog() {
+	m := &r.m
+	switch {
+	case m.Watchdog.Model == "diag288" && m.CPU.Arch != "" && m.CPU.Arch != "s390x":
+		r.value("watchdog", r.values["watchdog"].raw, "diag288 is for s390x")
+	case m.Watchdog.Model == "itco" && m.Machine != "q35" && !strings.HasPrefix(m.Machine, "pc-q35-"):
+		r.value("watchdog", r.values["watchdog"].raw, "itco needs machine q35")
+	}
+}
+
+func (r *resolver) lifecycle() {
+	l := &r.m.Lifecycle
+	if len(l.Shutdown) == 0 {
+		l.Shutdown = []ShutdownMeans{ShutdownAgent, ShutdownACPI}
+	}
+	switch grace := r.pod.GracePeriod; {
+	case l.ShutdownTimeout != 0:
+		if grace != nil && l.ShutdownTimeout >= *grace {
+			v := r.values["shutdown"]
+			r.value("shutdown", v.raw, fmt.Sprintf("timeout %s does not fit in terminationGracePeriodSeconds %d",
+				v.options["timeout"], int64(grace.Seconds())))
+		}
+	case grace == nil:
+		l.ShutdownTimeout = UnknownShutdownTimeout * time.Second
+	default:
+		l.ShutdownTimeout = max(time.Second, *grace-ShutdownMarginOfGrace*time.Second)
+	}
+	l.ShutdownThen = orWord(l.ShutdownThen, ThenOff)
+	l.OnPoweroff = OnPoweroff(orWord(string(l.OnPoweroff), string(PoweroffExit)))
+	l.OnReboot = OnReboot(orWord(string(l.OnReboot), string(RebootReset)))
+	l.OnCrash = OnCrash(orWord(string(l.OnCrash), string(CrashExit)))
+}
+
+func (r *resolver) guest() {
+	g := &r.m.Guest
+	switch {
+	case g.CloudInit == "" && r.m.Seed:
+		g.CloudInit = CloudInitNoCloud
+	case g.CloudInit == "":
+		g.CloudInit = CloudInitOff
+	case g.CloudInit != CloudInitOff && !r.m.Seed:
+		r.value("cloud-init", r.values["cloud-init"].raw, "nothing is mounted at /vm/cloud-init")
+	}
+	if g.InstanceID == "" {
+		g.InstanceID = r.pod.Namespace + "/" + r.m.ID
+	}
+	g.SSHKeys = SSHKeys(orWord(string(g.SSHKeys), string(SSHKeysBoth)))
+}
+
+func (r *resolver) memory() {
+	m := &r.m
+	if m.Memory.Hugepages != "" || len(r.pod.Limits.Hugepages) > 0 {
+		r.hugepages()
+	}
+	f := r.footprint()
+	limit := MiB(r.pod.Limits.Memory >> 20)
+	switch {
+	case m.Memory.Guest > 0:
+		f.Guest = m.Memory.Guest
+	case m.HugepagesBacked:
+	case limit > 0:
+		m.Memory.Guest = f.Fit(limit)
+		f.Guest = m.Memory.Guest
+		if m.Memory.Guest < MinMemory {
+			r.fail("memory", fmt.Sprintf("%s: limits.memory %s less %s overhead leaves less than 16Mi for the guest",
+				KeyMemory, showBytes(r.pod.Limits.Memory), showMiB(f.Overhead())))
+		}
+	case r.values["memory"] == nil && r.pod.Annotations[KeyMemory] == "":
+		r.fail("memory", KeyMemory+": not set, and container vm has no memory limit to take it from")
+	}
+	m.Overhead = f.Overhead()
+	need := m.Overhead
+	if !m.HugepagesBacked {
+		need += m.Memory.Guest
+	}
+	if r.word("memory") != "" && limit > 0 && need > limit && !m.HugepagesBacked {
+		r.value("memory", r.word("memory"), fmt.Sprintf(
+			"%s + %s overhead = %s exceeds limits.memory %s: raise the limit to %s or lower memory to %s",
+			showMiB(m.Memory.Guest), showMiB(m.Overhead), inMiB(need), showBytes(r.pod.Limits.Memory),
+			inMiB(need), inMiB(max(0, limit-m.Overhead))))
+	}
+}
+
+// MinMemory is the least that a guest is given (VM-040).
+const MinMemory MiB = 16
+
+// hugepages takes guest memory from a limit of huge pages. This version does not back memory with them, so a Pod that
+// asks for them is told.
+func (r *resolver) hugepages() {
+	sizes := make([]string, 0, len(r.pod.Limits.Hugepages))
+	for size := range r.pod.Limits.Hugepages {
+		sizes = append(sizes, size)
+	}
+	slices.Sort(sizes)
+	if len(sizes) > 0 && r.pod.Annotations[KeyHugepages] == "" {
+		r.fail("hugepages", fmt.Sprintf("%s: limits.hugepages-%s: %s", KeyHugepages, sizes[0], NotYet))
+		r.m.HugepagesBacked = true
+	}
+}
+
+// footprint counts what the overhead is made of.
+func (r *resolver) footprint() Footprint {
+	m := &r.m
+	f := Footprint{
+		VCPUs: m.VCPUs, IOThreads: 1, Devices: len(m.Disks) + r.guestNICs() + r.extraDisks(),
+		Video: m.Video.Model != VideoNone, VideoRAM: m.Video.VRAM, TCG: m.CPU.Accelerator == AcceleratorTCG,
+		Extra: m.Memory.Overhead, FactorTenths: r.config.Memory.OverheadTenths,
+	}
+	for _, nic := range m.NICs {
+		f.Devices += max(0, nic.Queues-1) / 16
+	}
+	for _, path := range r.pod.Paths {
+		if strings.HasPrefix(path.Path, PathShares) {
+			f.Shares++
+		}
+	}
+	return f
+}
+
+// extraDisks counts seed and config disks.
+func (r *resolver) extraDisks() int {
+	n := 0
+	for _, path := range r.pod.Paths {
+		if path.Path == PathCloudInit || path.Path == PathSysprep || strings.HasPrefix(path.Path, PathConfig) {
+			n++
+		}
+	}
+	return n
+}
+
+// networksKey is Multus' annotation with the Pod's secondary networks.
+const networksKey = "k8s.v1.cni.cncf.io/networks"
+
+// guestNICs counts the NICs that the guest will have: the pod network and one per secondary network.
+func (r *resolver) guestNICs() int {
+	n := 1
+	for _, nic := range r.m.NICs {
+		if nic.Binding == BindingNone {
+			n--
+		}
+	}
+	networks := strings.TrimSpace(r.pod.Annotations[networksKey])
+	switch {
+	case networks == "":
+	case strings.HasPrefix(networks, "["):
+		n += len(unanchored(`"name"\s*:`).FindAllString(networks, -1))
+	default:
+		n += len(strings.Split(networks, ","))
+	}
+	return n
+}
+
+func orTrue(b *bool) *bool {
+	if b != nil {
+		return b
+	}
+	yes := true
+	return &yes
+}
+
+func orWord(word, otherwise string) string {
+	if word == "" {
+		return otherwise
+	}
+	return word
+}
+
+func inMiB(m MiB) string { return strconv.FormatInt(int64(m), 10) + "Mi" }
+
+// showMiB writes whole GiB as such.
+func showMiB(m MiB) string {
+	if m > 0 && m%1024 == 0 {
+		return strconv.FormatInt(int64(m/1024), 10) + "Gi"
+	}
+	return inMiB(m)
+}
+
+func showBytes(bytes int64) string {
+	if bytes%(1<<20) == 0 {
+		return showMiB(MiB(bytes >> 20))
+	}
+	return strconv.FormatInt(bytes, 10)
 }
