@@ -1,0 +1,149 @@
+package iso9660
+
+import (
+	"bytes"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/diskfs/go-diskfs/backend/file"
+	diskfs "github.com/diskfs/go-diskfs/filesystem/iso9660"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"podvirt.dev/internal/require"
+)
+
+func sample() []File {
+	big := make([]byte, 70000)
+	_, _ = rand.Read(big)
+	files := []File{
+		{"user-data", []byte("#cloud-config\n")}, {"meta-data", []byte("instance-id: a/b\n")}, {"network-config", big},
+		{"vendor-data", nil}, {"ä ö.TXT", []byte("umlauts")}, {"UPPER and lower " + strings.Repeat("x", 40), []byte("long")},
+	}
+	for i := range 40 { // the directory needs more than one sector
+		files = append(files, File{fmt.Sprintf("more-%02d", i), []byte{byte(i)}})
+	}
+	return files
+}
+
+func write(t *testing.T, files []File) string {
+	t.Helper()
+	var image bytes.Buffer
+	if err := Write(&image, "cidata", time.Date(2026, 11, 20, 8, 0, 0, 0, time.UTC), files); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "seed.iso")
+	if err := os.WriteFile(path, image.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestLinuxMountsIt has the kernel read the image through a loop device, once by each set of names.
+func TestLinuxMountsIt(t *testing.T) {
+	require.Root(t)
+	path := write(t, sample())
+	loop, err := exec.Command("losetup", "--find", "--show", "--read-only", path).Output()
+	if err != nil {
+		require.Feature(t, false, "loop devices")
+	}
+	device := strings.TrimSpace(string(loop))
+	t.Cleanup(func() { _ = exec.Command("losetup", "--detach", device).Run() })
+	if out, err := exec.Command("blkid", "-p", "-o", "export", device).Output(); err != nil || !strings.Contains(string(out), "LABEL=cidata\n") {
+		t.Errorf("blkid: %v\n%s\nwant label cidata", err, out)
+	}
+	for _, options := range []string{"", "norock"} {
+		t.Run("options="+options, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := unix.Mount(device, dir, "iso9660", unix.MS_RDONLY, options); err != nil {
+				require.Feature(t, !errors.Is(err, unix.ENODEV), "iso9660 in the kernel")
+				t.Fatal(err)
+			}
+			defer func() { _ = unix.Unmount(dir, 0) }()
+			entries, err := os.ReadDir(dir)
+			if err != nil || len(entries) != len(sample()) {
+				t.Errorf("%d entries, %v; want %d", len(entries), err, len(sample()))
+			}
+			compare(t, dir)
+		})
+	}
+}
+
+// compare compares all files but the random one with the sample; that one's size only.
+func compare(t *testing.T, dir string) {
+	t.Helper()
+	for _, f := range sample() {
+		got, err := os.ReadFile(filepath.Join(dir, f.Name))
+		if err != nil || len(got) != len(f.Content) || f.Name != "network-config" && !bytes.Equal(got, f.Content) {
+			t.Errorf("%s: %d bytes, %v; want %d", f.Name, len(got), err, len(f.Content))
+		}
+	}
+}
+
+// TestAnotherReader reads the image with an independent implementation.
+func TestAnotherReader(t *testing.T) {
+	files := sample()
+	path := write(t, files)
+	backend, err := file.OpenFromPath(path, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer backend.Close()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fsys, err := diskfs.Read(backend, info.Size(), 0, sector)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if label := strings.TrimRight(fsys.Label(), " \x00"); label != "cidata" {
+		t.Errorf("label %q", label)
+	}
+	for _, f := range files {
+		got, err := fsys.ReadFile(f.Name)
+		if err != nil {
+			t.Errorf("%s: %v", f.Name, err)
+			continue
+		}
+		if diff := cmp.Diff(len(f.Content), len(got)); diff != "" || !bytes.Equal(got, f.Content) {
+			t.Errorf("%s differs %s", f.Name, diff)
+		}
+	}
+}
+
+func TestDeterministic(t *testing.T) {
+	files := []File{{"b", []byte("2")}, {"a", []byte("1")}}
+	swapped := []File{files[1], files[0]}
+	first, err1 := os.ReadFile(write(t, files))
+	second, err2 := os.ReadFile(write(t, swapped))
+	if err := errors.Join(err1, err2); err != nil || !bytes.Equal(first, second) {
+		t.Errorf("the same files give other images: %v", err)
+	}
+}
+
+func TestNames(t *testing.T) {
+	for name, files := range map[string][]File{
+		"empty":    {{Name: ""}},
+		"slash":    {{Name: "a/b"}},
+		"too long": {{Name: strings.Repeat("x", 65)}},
+		"twice":    {{Name: "a"}, {Name: "a"}},
+		"too many": make([]File, maxNames+1),
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := Write(&bytes.Buffer{}, "l", time.Time{}, files); !errors.Is(err, ErrName) {
+				t.Errorf("err = %v, want %v", err, ErrName)
+			}
+		})
+	}
+	if err := Write(&bytes.Buffer{}, strings.Repeat("l", 33), time.Time{}, nil); !errors.Is(err, ErrName) {
+		t.Errorf("long label: err = %v, want %v", err, ErrName)
+	}
+}
