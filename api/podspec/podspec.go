@@ -1,0 +1,181 @@
+// Package podspec shows a corev1.Pod, or the template of one, as the [api.Pod] that package api judges, and checks the
+// Pod fields that are no annotations (vm.md 2.6).
+package podspec
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"podvirt.dev/api"
+)
+
+// IsVM says whether the labels make their Pod a VM: the label podvirt.dev/vm with a name.
+func IsVM(labels map[string]string) bool { return labels[api.LabelVM] != "" }
+
+// Resolve reads a VM Pod with all that a corev1.Pod shows: [api.Resolve], and the rules about Pod fields.
+func Resolve(pod *corev1.Pod, config api.Config) (api.Machine, api.Errors) {
+	view, errs := View(pod)
+	machine, more := api.Resolve(view, config)
+	return machine, errs.Join(more)
+}
+
+// View returns what [api.Resolve] looks at, and what is wrong with Pod fields that are no annotations.
+func View(pod *corev1.Pod) (api.Pod, api.Errors) {
+	view := api.Pod{
+		Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID),
+		Labels: pod.Labels, Annotations: pod.Annotations, NodeArch: pod.Spec.NodeSelector[corev1.LabelArchStable],
+	}
+	if view.Labels == nil {
+		view.Labels = map[string]string{}
+	}
+	grace := time.Duration(api.KubernetesGracePeriod) * time.Second
+	if pod.Spec.TerminationGracePeriodSeconds != nil {
+		grace = time.Duration(*pod.Spec.TerminationGracePeriodSeconds) * time.Second
+	}
+	view.GracePeriod = &grace
+
+	errs := checkSpec(&pod.Spec)
+	i := slices.IndexFunc(pod.Spec.Containers, func(c corev1.Container) bool { return c.Name == api.ContainerName })
+	if i < 0 {
+		return view, append(errs, api.Error{
+			Key:  api.LabelVM,
+			Text: fmt.Sprintf(`%s: %q: no container is named "vm"`, api.LabelVM, pod.Labels[api.LabelVM]),
+		})
+	}
+	vm := &pod.Spec.Containers[i]
+	view.Limits = amounts(vm.Resources.Limits)
+	requests := amounts(vm.Resources.Requests)
+	view.Requests = &requests
+	view.Terminal = &api.Terminal{Stdin: vm.Stdin, TTY: vm.TTY}
+	view.Seccomp = seccomp(&pod.Spec, vm)
+	view.Paths = paths(&pod.Spec, vm)
+	return view, errs
+}
+
+// checkSpec refuses what a VM Pod must not have, and a second container that claims to be the VM (VM-001).
+func checkSpec(spec *corev1.PodSpec) api.Errors {
+	var errs api.Errors
+	wrong := func(key, text string) { errs = append(errs, api.Error{Key: key, Text: key + ": " + text}) }
+	for _, field := range []struct {
+		name string
+		set  bool
+	}{
+		{"spec.hostNetwork", spec.HostNetwork}, {"spec.hostPID", spec.HostPID},
+		{"spec.shareProcessNamespace", spec.ShareProcessNamespace != nil && *spec.ShareProcessNamespace},
+	} {
+		if field.set {
+			wrong(field.name, "true: not allowed on a VM Pod")
+		}
+	}
+	for i := range spec.Containers {
+		c := &spec.Containers[i]
+		if c.Name == api.ContainerName {
+			continue
+		}
+		if c.Image == api.AliasImage || slices.ContainsFunc(c.VolumeDevices, isDisk) || slices.ContainsFunc(c.VolumeMounts, isDiskMount) {
+			wrong("spec.containers["+c.Name+"]", `claims to be the VM; only container "vm" can`)
+		}
+		for _, port := range c.Ports {
+			if port.ContainerPort >= api.PortBase && port.ContainerPort <= api.PortStatus {
+				wrong("spec.containers["+c.Name+"].ports", fmt.Sprintf("%d: kept for the launcher (%d to %d)",
+					port.ContainerPort, api.PortBase, api.PortStatus))
+			}
+		}
+	}
+	return errs
+}
+
+func isDisk(d corev1.VolumeDevice) bool { return strings.HasPrefix(d.DevicePath, api.PathDisks) }
+
+func isDiskMount(m corev1.VolumeMount) bool { return strings.HasPrefix(m.MountPath, api.PathDisks) }
+
+func amounts(list corev1.ResourceList) api.Resources {
+	r := api.Resources{
+		CPU: list.Cpu().MilliValue(), Memory: list.Memory().Value(),
+		Hugepages: map[string]int64{}, Extended: map[string]int64{},
+	}
+	for name, amount := range list {
+		size, huge := strings.CutPrefix(string(name), api.HugepagesPrefix)
+		switch {
+		case huge:
+			r.Hugepages[size] = amount.Value()
+		case strings.Contains(string(name), "/"):
+			r.Extended[string(name)] = amount.Value()
+		}
+	}
+	return r
+}
+
+// seccomp returns the profile that container vm runs under, "" for none.
+func seccomp(spec *corev1.PodSpec, vm *corev1.Container) string {
+	var profile *corev1.SeccompProfile
+	if spec.SecurityContext != nil {
+		profile = spec.SecurityContext.SeccompProfile
+	}
+	if vm.SecurityContext != nil && vm.SecurityContext.SeccompProfile != nil {
+		profile = vm.SecurityContext.SeccompProfile
+	}
+	switch {
+	case profile == nil:
+		return ""
+	case profile.LocalhostProfile != nil:
+		return *profile.LocalhostProfile
+	default:
+		return string(profile.Type)
+	}
+}
+
+// paths lists device paths and mount points of container vm with what is behind them.
+func paths(spec *corev1.PodSpec, vm *corev1.Container) []api.Path {
+	volumes := make(map[string]*corev1.Volume, len(spec.Volumes))
+	for i := range spec.Volumes {
+		volumes[spec.Volumes[i].Name] = &spec.Volumes[i]
+	}
+	var all []api.Path
+	for _, device := range vm.VolumeDevices {
+		path := behind(volumes[device.Name], device.DevicePath)
+		path.Source = api.SourceBlock
+		all = append(all, path)
+	}
+	for _, mount := range vm.VolumeMounts {
+		path := behind(volumes[mount.Name], mount.MountPath)
+		path.ReadOnly = path.ReadOnly || mount.ReadOnly
+		all = append(all, path)
+	}
+	return all
+}
+
+func behind(volume *corev1.Volume, at string) api.Path {
+	path := api.Path{Path: strings.TrimRight(at, "/")}
+	if volume == nil {
+		return path
+	}
+	switch {
+	case volume.PersistentVolumeClaim != nil:
+		path.Source, path.Claim = api.SourceFilesystem, volume.PersistentVolumeClaim.ClaimName
+		path.ReadOnly = volume.PersistentVolumeClaim.ReadOnly
+	case volume.Ephemeral != nil:
+		path.Source = api.SourceFilesystem
+	case volume.Image != nil:
+		path.Source, path.ReadOnly = api.SourceImage, true
+	case volume.EmptyDir != nil:
+		path.Source, path.Size = api.SourceEmptyDir, bytes(volume.EmptyDir.SizeLimit)
+	case volume.CSI != nil:
+		path.Source = api.SourceCSI
+	case volume.Secret != nil, volume.ConfigMap != nil, volume.DownwardAPI != nil, volume.Projected != nil:
+		path.Source, path.ReadOnly = api.SourceFiles, true
+	}
+	return path
+}
+
+func bytes(q *resource.Quantity) int64 {
+	if q == nil {
+		return 0
+	}
+	return q.Value()
+}
