@@ -1,0 +1,258 @@
+package driver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/container-storage-interface/spec/lib/go/csi"
+
+	"podvirt.dev/api"
+	"podvirt.dev/csi-hostpath/internal/filesystem"
+	"podvirt.dev/csi-hostpath/internal/pool"
+	"podvirt.dev/csi-hostpath/internal/poolconfig"
+	"podvirt.dev/csi-hostpath/internal/volume"
+	"podvirt.dev/csi-hostpath/internal/words"
+)
+
+// Keys that external-provisioner adds with --extra-create-metadata.
+const (
+	paramClaimName      = "csi.storage.k8s.io/pvc/name"
+	paramClaimNamespace = "csi.storage.k8s.io/pvc/namespace"
+	reservedParams      = "csi.storage.k8s.io/"
+)
+
+// Annotations of a claim that shape a new volume (storage.md 2.1).
+const (
+	annotationContent       = api.Prefix + "content"
+	annotationPreallocation = api.Prefix + "preallocation"
+	annotationShareable     = api.Prefix + "shareable"
+	annotationImport        = api.Prefix + "import-source"
+)
+
+const (
+	// defaultSize is for a request that names no size, in bytes.
+	defaultSize = 1 << 30
+	auto        = "auto"
+)
+
+// classParams are the parameters of a StorageClass (storage.md 2.3).
+type classParams struct {
+	pool, content, preallocation, hardSize, directIO string
+}
+
+// parseClass reads the parameters strictly; the message names class, parameter, and the nearest word.
+func parseClass(class string, params map[string]string) (classParams, error) {
+	parsed := classParams{content: auto, hardSize: auto, directIO: auto}
+	known := map[string]struct {
+		to      *string
+		allowed []string
+	}{
+		"pool":          {to: &parsed.pool},
+		"content":       {&parsed.content, []string{auto, string(volume.ContentDisk), string(volume.ContentFiles)}},
+		"preallocation": {&parsed.preallocation, preallocations()},
+		"hardSize":      {&parsed.hardSize, []string{auto, poolconfig.HardSizeProject, poolconfig.HardSizeImage}},
+		"directIO":      {&parsed.directIO, []string{auto, "on", "off"}},
+		"clone":         {new(string), []string{auto, "reflink", "copy"}},
+		"crossNode":     {new(string), []string{"allow", "deny"}},
+	}
+	var errs []error
+	for _, key := range slices.Sorted(maps.Keys(params)) {
+		if strings.HasPrefix(key, reservedParams) {
+			continue
+		}
+		value, param := params[key], known[key]
+		switch {
+		case param.to == nil:
+			errs = append(errs, fmt.Errorf("StorageClass %s: %s: unknown parameter; nearest: %s", class, key, words.Nearest(key, slices.Sorted(maps.Keys(known)))))
+		case param.allowed != nil && !slices.Contains(param.allowed, value):
+			errs = append(errs, fmt.Errorf("StorageClass %s: %s: %q: not one of %s; nearest: %s", class, key, value, strings.Join(param.allowed, ", "), words.Nearest(value, param.allowed)))
+		default:
+			*param.to = value
+		}
+	}
+	return parsed, invalid(errors.Join(errs...))
+}
+
+func preallocations() []string {
+	return []string{string(volume.PreallocateNone), string(volume.PreallocateFalloc), string(volume.PreallocateFull)}
+}
+
+// invalid marks an error as the caller's; nil stays nil.
+func invalid(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", errInvalid, err)
+}
+
+// newVolume turns a CreateVolume request into the pool's name and what to make there.
+func newVolume(ctx context.Context, opts Options, req *csi.CreateVolumeRequest) (string, volume.Request, error) {
+	params := req.GetParameters()
+	claim := volume.Claim{Namespace: params[paramClaimNamespace], Name: params[paramClaimName]}
+	info, err := claimInfo(ctx, opts.Claims, claim)
+	if err != nil {
+		return "", volume.Request{}, err
+	}
+	class, err := parseClass(info.Class, params)
+	if err != nil {
+		return "", volume.Request{}, err
+	}
+	claim.UID = info.UID
+	size, err := sizeOf(req.GetCapacityRange())
+	if err != nil {
+		return "", volume.Request{}, err
+	}
+	where, err := opts.Pools.ByName(class.pool)
+	if err != nil {
+		return "", volume.Request{}, fmt.Errorf("%w: %w", errElsewhere, err)
+	}
+	made := volume.Request{Name: req.GetName(), Claim: claim, Size: size, DirectIO: class.directIO, Parameters: stored(params)}
+	return where.Name, made, shape(&made, req.GetVolumeCapabilities(), shaping{class: class, annotations: info.Annotations, where: where})
+}
+
+func claimInfo(ctx context.Context, claims Claims, claim volume.Claim) (ClaimInfo, error) {
+	if claims == nil || claim.Name == "" {
+		return ClaimInfo{}, nil
+	}
+	info, err := claims.Claim(ctx, claim.Namespace, claim.Name)
+	if err != nil {
+		return ClaimInfo{}, fmt.Errorf("reading claim %s: %w", claim, err)
+	}
+	return info, nil
+}
+
+// stored are the parameters that meta.json keeps.
+func stored(params map[string]string) map[string]string {
+	kept := map[string]string{}
+	for key, value := range params {
+		if !strings.HasPrefix(key, reservedParams) {
+			kept[key] = value
+		}
+	}
+	if len(kept) == 0 {
+		return nil
+	}
+	return kept
+}
+
+func sizeOf(r *csi.CapacityRange) (int64, error) {
+	required, limit := r.GetRequiredBytes(), r.GetLimitBytes()
+	if required < 0 || limit < 0 {
+		return 0, fmt.Errorf("%w: size %d, limit %d", errInvalid, required, limit)
+	}
+	size := required
+	if size == 0 {
+		size = defaultSize
+		if limit > 0 {
+			size = min(size, limit/4096*4096)
+		}
+	}
+	rounded := volume.Round(size)
+	switch {
+	case rounded < volume.MinSize:
+		return 0, fmt.Errorf("%w: %d bytes, the smallest volume has %d", volume.ErrTooLarge, size, volume.MinSize)
+	case limit > 0 && rounded > limit:
+		return 0, fmt.Errorf("%w: %d bytes are asked for, %d in whole blocks of 4096, the limit is %d", volume.ErrTooLarge, size, rounded, limit)
+	}
+	return rounded, nil
+}
+
+// shaping is what decides about the shape of a new volume beside its capabilities.
+type shaping struct {
+	class       classParams
+	annotations map[string]string
+	where       pool.Pool
+}
+
+// shape fills in mode, content, preallocation and file system.
+func shape(r *volume.Request, capabilities []*csi.VolumeCapability, s shaping) error {
+	fsType, err := modeOf(r, capabilities)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	if source := s.annotations[annotationImport]; source != "" && source != "blank:" {
+		errs = append(errs, fmt.Errorf("%s: %q: this version of the driver makes blank volumes only: blank:", annotationImport, source))
+	}
+	r.Content, err = contentOf(r.Mode, s.annotations[annotationContent], s.class.content)
+	errs = append(errs, err)
+	r.Preallocation, err = preallocationOf(s.annotations[annotationPreallocation], s.class.preallocation)
+	errs = append(errs, err)
+	if s.class.hardSize == poolconfig.HardSizeProject {
+		errs = append(errs, fmt.Errorf("StorageClass parameter hardSize: %q: pool %s enforces sizes by %s", s.class.hardSize, s.where.Name, s.where.HardSize))
+	}
+	if r.Preallocation == volume.PreallocateFalloc && s.where.Abilities.FileSystem == filesystem.Btrfs {
+		errs = append(errs, fmt.Errorf("%s: %q: falloc is not supported by file system btrfs of pool %s: none, full", annotationPreallocation, r.Preallocation, s.where.Name))
+	}
+	if r.Mode == volume.ModeFilesystem && (s.where.HardSize == poolconfig.HardSizeImage || s.class.hardSize == poolconfig.HardSizeImage) {
+		r.FSType, err = imageType(fsType, r.Size)
+		errs = append(errs, err)
+	}
+	return invalid(errors.Join(errs...))
+}
+
+// imageType is the file system inside the volume's image.
+func imageType(asked string, size int64) (string, error) {
+	if asked == "" {
+		asked = filesystem.Default(size)
+	}
+	return asked, filesystem.Check(asked, size)
+}
+
+// modeOf sets the volume mode and returns the file system asked for.
+func modeOf(r *volume.Request, capabilities []*csi.VolumeCapability) (string, error) {
+	var fsType string
+	writers := false
+	for _, capability := range capabilities {
+		mode, err := checkCapability(capability)
+		if err != nil {
+			return "", err
+		}
+		if r.Mode != "" && r.Mode != mode {
+			return "", fmt.Errorf("%w: a volume is Block or Filesystem, not both", errInvalid)
+		}
+		r.Mode = mode
+		fsType = capability.GetMount().GetFsType()
+		writers = writers || !readerOnly(capability)
+	}
+	if !writers {
+		return "", fmt.Errorf("%w: a read-only volume without a source would stay empty", errInvalid)
+	}
+	return fsType, nil
+}
+
+func contentOf(mode volume.Mode, annotation, class string) (volume.Content, error) {
+	asked := class
+	if annotation != "" {
+		asked = annotation
+	}
+	switch {
+	case mode == volume.ModeBlock && annotation == string(volume.ContentFiles):
+		return "", fmt.Errorf("%s: %q: a Block volume is always content disk", annotationContent, annotation)
+	case mode == volume.ModeBlock, asked == string(volume.ContentDisk):
+		return volume.ContentDisk, nil
+	case asked == auto, asked == string(volume.ContentFiles):
+		return volume.ContentFiles, nil
+	}
+	allowed := []string{string(volume.ContentDisk), string(volume.ContentFiles)}
+	return "", fmt.Errorf("%s: %q: not one of %s; nearest: %s", annotationContent, annotation, strings.Join(allowed, ", "), words.Nearest(annotation, allowed))
+}
+
+func preallocationOf(annotation, class string) (volume.Preallocation, error) {
+	asked := class
+	if annotation != "" {
+		asked = annotation
+	}
+	if asked == "" {
+		return volume.PreallocateNone, nil
+	}
+	if !slices.Contains(preallocations(), asked) {
+		return "", fmt.Errorf("%s: %q: not one of %s; nearest: %s", annotationPreallocation, asked,
+			strings.Join(preallocations(), ", "), words.Nearest(asked, preallocations()))
+	}
+	return volume.Preallocation(asked), nil
+}

@@ -1,0 +1,170 @@
+// Package filesystem makes the file systems inside fs.img. A file-system image is what holds the size of a volume
+// against every user of it: a project ID of a quota can be changed by the owner of a file, the end of a device cannot.
+package filesystem
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"podvirt.dev/csi-hostpath/internal/loop"
+	"podvirt.dev/csi-hostpath/internal/mounts"
+)
+
+// Types of file systems, in the words of csi.storage.k8s.io/fstype (storage.md 2.3).
+const (
+	XFS   = "xfs"
+	Ext4  = "ext4"
+	Btrfs = "btrfs"
+)
+
+const mib = 1 << 20
+
+// minXFS is the smallest file system mkfs.xfs makes; below it ext4 is the default (storage.md 2.3, ST-020).
+const minXFS = 300 * mib
+
+// minBtrfs is what mkfs.btrfs needs with separate data and metadata.
+const minBtrfs = 114 * mib
+
+// Types returns the known types.
+func Types() []string { return []string{XFS, Ext4, Btrfs} }
+
+// Default returns the type for an image of the given size in bytes.
+func Default(size int64) string {
+	if size < minXFS {
+		return Ext4
+	}
+	return XFS
+}
+
+// Check says why an image of this size cannot hold the type.
+func Check(fsType string, size int64) error {
+	switch {
+	case !slices.Contains(Types(), fsType):
+		return fmt.Errorf("fstype %q: not one of %s", fsType, strings.Join(Types(), ", "))
+	case fsType == XFS && size < minXFS:
+		return errors.New("fstype xfs needs 300Mi; use ext4")
+	case fsType == Btrfs && size < minBtrfs:
+		return errors.New("fstype btrfs needs 114Mi; use ext4")
+	}
+	return nil
+}
+
+// SizeFor returns the size in bytes of an image whose file system has room for one file of the given size. The
+// allowance is for the log, the tables, and the extent list of a file in many pieces.
+func SizeFor(fsType string, file int64) int64 {
+	var size int64
+	switch fsType {
+	case Ext4:
+		size = file + file/100 + 16*mib
+	case Btrfs:
+		size = max(minBtrfs, file+file/25+192*mib)
+	default:
+		size = max(minXFS, file+file/50+96*mib)
+	}
+	return (size + mib - 1) / mib * mib
+}
+
+// CommandError is a program that failed.
+type CommandError struct {
+	Argv     []string
+	ExitCode int
+	Stderr   string
+	Err      error
+}
+
+func (e *CommandError) Error() string {
+	return fmt.Sprintf("%s: exit code %d: %s", strings.Join(e.Argv, " "), e.ExitCode, strings.TrimSpace(e.Stderr))
+}
+
+func (e *CommandError) Unwrap() error { return e.Err }
+
+// Make makes a file system of the type in a sparse file. oneFile means that it will hold nothing but disk.img.
+func Make(ctx context.Context, fsType, image string, oneFile bool) error {
+	var argv []string
+	switch fsType {
+	case Ext4:
+		// Unused tables stay holes: the file is new and reads as zero. -m 0: nothing is kept back for root.
+		argv = []string{"mkfs.ext4", "-q", "-F", "-m", "0", "-E", "nodiscard,lazy_itable_init=1,lazy_journal_init=1,root_owner=0:0"}
+		if oneFile {
+			argv = append(argv, "-N", "16", "-O", "^resize_inode", "-J", "size=8")
+		}
+	case XFS:
+		argv = []string{"mkfs.xfs", "-q", "-f", "-K"}
+	case Btrfs:
+		argv = []string{"mkfs.btrfs", "-q", "-f", "-K"}
+	default:
+		return Check(fsType, 0)
+	}
+	return run(ctx, append(argv, image)...)
+}
+
+// MountData returns the options of mount(2) that the type needs beside the user's.
+func MountData(fsType string) string {
+	switch fsType {
+	case XFS:
+		return "nouuid" // snapshots and clones of one image may be mounted beside each other
+	case Ext4:
+		return "errors=remount-ro"
+	}
+	return ""
+}
+
+// Room returns the bytes an ordinary user can still write to the file system at a path.
+func Room(path string) (int64, error) {
+	var stat unix.Statfs_t
+	if err := unix.Statfs(path, &stat); err != nil {
+		return 0, &os.PathError{Op: "statfs", Path: path, Err: err}
+	}
+	return int64(stat.Bavail) * stat.Bsize, nil
+}
+
+func run(ctx context.Context, argv ...string) error {
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	err := cmd.Run()
+	if err == nil {
+		return nil
+	}
+	code := -1
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		code = exit.ExitCode()
+	}
+	if stderr.Len() == 0 {
+		stderr.WriteString(err.Error())
+	}
+	return &CommandError{Argv: argv, ExitCode: code, Stderr: stderr.String(), Err: err}
+}
+
+// MountOptions say how an image is mounted.
+type MountOptions struct {
+	Type     string
+	DirectIO bool
+	ReadOnly bool
+	Flags    uintptr // MS_… of mount(2)
+	Data     string  // further options of the type
+}
+
+// MountImage mounts the file system in an image file. The loop device under it clears itself with the mount.
+func MountImage(image, target string, opts MountOptions) error {
+	device, held, err := loop.Attach(image, loop.Options{DirectIO: opts.DirectIO, ReadOnly: opts.ReadOnly, AutoClear: true})
+	if err != nil {
+		return err
+	}
+	flags := opts.Flags | unix.MS_NODEV
+	if opts.ReadOnly {
+		flags |= unix.MS_RDONLY
+	}
+	data := strings.Trim(MountData(opts.Type)+","+opts.Data, ",")
+	return errors.Join(mounts.Device(device.Path, target, opts.Type, flags, data), held.Close())
+}

@@ -1,0 +1,33 @@
+package volume
+
+import (
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Usage are the bytes of a pool and of the file system it lies on.
+type Usage struct {
+	Size      int64 // of the file system, without what only root may use
+	Free      int64 // to an ordinary user, as df shows it
+	Promised  int64 // the volumes of this pool may grow to this
+	Allocated int64 // the volumes of this pool occupy this
+}
+
+// Usage measures the pool.
+func (s *Store) Usage() (Usage, error) {
+	if err := s.Check(); err != nil {
+		return Usage{}, err
+	}
+	var stat unix.Statfs_t
+	if err := unix.Statfs(s.opts.Path, &stat); err != nil {
+		return Usage{}, &os.PathError{Op: "statfs", Path: s.opts.Path, Err: err}
+	}
+	kept := int64(stat.Bfree) - int64(stat.Bavail) // for root
+	usage := Usage{Size: (int64(stat.Blocks) - kept) * stat.Bsize, Free: int64(stat.Bavail) * stat.Bsize}
+	for _, volume := range s.List() {
+		usage.Promised += volume.Promised
+		usage.Allocated += min(allocated(volume.Data()), volume.Promised)
+	}
+	return usage, nil
+}
