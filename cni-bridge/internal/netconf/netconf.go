@@ -96,3 +96,10 @@ func defaults() Config {
 		},
 	}
 }
+
+// Defaults is a configuration of mode pod in which nothing is set but the state directory.
+func Defaults(stateDir string) Config {
+	c := defaults()
+	c.Mode, c.StateDir = ModePod, stateDir
+	return c
+}
