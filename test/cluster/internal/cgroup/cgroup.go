@@ -1,6 +1,6 @@
 // Package cgroup gives every machine of the local cluster a control group of its own, on cgroup v1 and v2.
 //
-// Without systemd the groups are children of a group "podvirt-local" at the root of every hierarchy. With systemd on
+// Without systemd the groups are children of one group at the root of every hierarchy. With systemd on
 // cgroup v2 the supervisor runs as a transient unit with delegation, and the groups are children of the unit's group.
 package cgroup
 
@@ -16,9 +16,6 @@ import (
 
 	"golang.org/x/sys/unix"
 )
-
-// Base is the name of the group that holds all groups of the cluster where there is no delegation.
-const Base = "podvirt-local"
 
 const mountPoint = "/sys/fs/cgroup"
 
@@ -77,6 +74,7 @@ func naming(options string) string {
 // Tree is the place of all groups of the cluster.
 type Tree struct {
 	bases []string // one per hierarchy
+	own   bool     // the bases were made here, not by systemd
 	v2    bool
 }
 
@@ -94,34 +92,34 @@ func Delegated() (Tree, error) {
 	return Tree{}, errors.New("the process is in no cgroup v2 group")
 }
 
-// AtRoot returns the tree below Base at the root of every hierarchy.
-func AtRoot() (Tree, error) {
+// AtRoot returns the tree below a group of this name at the root of every hierarchy.
+func AtRoot(name string) (Tree, error) {
 	all, err := Hierarchies()
 	if err != nil {
 		return Tree{}, err
 	}
-	t := Tree{v2: all[0].V2()}
+	t := Tree{v2: all[0].V2(), own: true}
 	for _, h := range all {
-		t.bases = append(t.bases, filepath.Join(h.Dir, Base))
+		t.bases = append(t.bases, filepath.Join(h.Dir, name))
 	}
 	return t, nil
 }
 
 // Make creates the groups of the machines. The calling process of a delegated tree moves into a group of its own, since
 // a group with controllers for its children may hold no process.
-func (t Tree) Make(delegated bool, machines []string) error {
+func (t Tree) Make(machines []string) error {
 	for _, base := range t.bases {
 		if err := makeGroup(base); err != nil {
 			return err
 		}
-		if delegated {
+		if !t.own {
 			own := filepath.Join(base, "supervisor")
 			if err := errors.Join(makeGroup(own), enter(own, os.Getpid())); err != nil {
 				return err
 			}
 		}
 		if t.v2 {
-			if !delegated {
+			if t.own {
 				if err := EnableAll(filepath.Dir(base)); err != nil {
 					return err
 				}
@@ -164,7 +162,7 @@ func (t Tree) Remove(machines []string) error {
 func (t Tree) RemoveBase() error {
 	var errs []error
 	for _, base := range t.bases {
-		if strings.HasPrefix(filepath.Base(base), Base) && !strings.HasSuffix(base, ".service") {
+		if t.own {
 			errs = append(errs, removeAll(base))
 		}
 	}

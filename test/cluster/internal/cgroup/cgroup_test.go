@@ -44,12 +44,9 @@ func TestParse(t *testing.T) {
 
 func TestMakeEnterRemove(t *testing.T) {
 	require.Root(t)
-	tree, err := AtRoot()
+	tree, err := AtRoot("podvirt-test-groups")
 	if err != nil {
 		t.Fatal(err)
-	}
-	for i := range tree.bases {
-		tree.bases[i] += "-test"
 	}
 	machines := []string{"node1", "node2"}
 	t.Cleanup(func() {
@@ -62,7 +59,7 @@ func TestMakeEnterRemove(t *testing.T) {
 			}
 		}
 	})
-	if err := tree.Make(false, machines); err != nil {
+	if err := tree.Make(machines); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), "sleep", "60")

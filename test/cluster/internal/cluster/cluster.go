@@ -108,19 +108,30 @@ func (c *Cluster) Down(ctx context.Context, purge bool) error {
 	return supervise.Forget(c.Layout, !purge)
 }
 
-// lock makes calls that change the cluster wait for each other. The lock file lies beside the state, which may be removed.
+// lock makes calls that change the cluster wait for each other. The holder may remove the lock file with the state, so
+// what was locked counts only while it is the file of that name.
 func (c *Cluster) lock() (unlock func(), err error) {
-	if err := os.MkdirAll(c.Layout.State, 0o755); err != nil {
-		return nil, err
+	path := filepath.Join(c.Layout.State, "lock")
+	for {
+		if err := os.MkdirAll(c.Layout.State, 0o755); err != nil {
+			return nil, err
+		}
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+		locked, errLocked := f.Stat()
+		named, errNamed := os.Stat(path)
+		if errLocked == nil && errNamed == nil && os.SameFile(locked, named) {
+			return func() { _ = f.Close() }, nil // closing is what releases the lock
+		}
+		if err := f.Close(); err != nil {
+			return nil, err
+		}
 	}
-	f, err := os.OpenFile(filepath.Clean(c.Layout.State)+".lock", os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return func() { _ = f.Close() }, nil // closing is what releases the lock
 }
 
 // startSupervisor runs a copy of this program, since "go run" removes its own when it ends.
@@ -172,7 +183,7 @@ func (c *Cluster) waitRecord(ctx context.Context, ended <-chan error) error {
 // startUnit lets systemd delegate a control group and keep the supervisor.
 func (c *Cluster) startUnit(ctx context.Context, self string) error {
 	args := []string{
-		"--unit=" + supervise.Unit, "--collect", "--property=Delegate=yes", "--property=KillMode=mixed", "--property=TasksMax=infinity",
+		"--unit=" + supervise.Unit(c.Layout), "--collect", "--property=Delegate=yes", "--property=KillMode=mixed", "--property=TasksMax=infinity",
 		"--property=LimitNOFILE=1048576", "--property=Description=podvirt local cluster",
 	}
 	for _, e := range c.env() {
@@ -188,7 +199,7 @@ func (c *Cluster) startUnit(ctx context.Context, self string) error {
 }
 
 func (c *Cluster) env() []string {
-	return []string{"PATH=" + os.Getenv("PATH"), "PODVIRT_STATE=" + c.Layout.State, "PODVIRT_CACHE=" + c.Layout.Cache}
+	return append(c.Layout.Env(), "PATH="+os.Getenv("PATH"))
 }
 
 func copyFile(from, to string) error {

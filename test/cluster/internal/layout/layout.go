@@ -4,24 +4,25 @@ package layout
 import (
 	"fmt"
 	"path/filepath"
+	"strconv"
 )
 
-// Addresses of the cluster. The machines sit on a bridge inside the control machine's network namespace, so that of all
-// this the host sees one interface, HostLink.
+// Domain is the cluster's DNS domain; APIPort the API server's port.
 const (
-	HostLink     = "podvirt0"
-	HostAddress4 = "10.197.0.1"
-	HostAddress6 = "fd10:197::1"
-	MachineNet4  = "10.197.0.0/24"
-	MachineNet6  = "fd10:197::/64"
-	PodNet4      = "10.198.0.0/16"
-	PodNet6      = "fd10:198::/56"
-	ServiceNet4  = "10.199.0.0/16"
-	ServiceNet6  = "fd10:199::/112"
-	APIService4  = "10.199.0.1" // the first address of ServiceNet4: Service default/kubernetes
-	Domain       = "cluster.local"
-	APIPort      = 6443
+	Domain  = "cluster.local"
+	APIPort = 6443
 )
+
+// Network holds the addresses of a cluster. The machines sit on a bridge inside the control machine's network namespace, so
+// that of all this the host sees one interface, HostLink.
+type Network struct {
+	HostLink                   string
+	HostAddress4, HostAddress6 string
+	MachineNet4, MachineNet6   string
+	PodNet4, PodNet6           string
+	ServiceNet4, ServiceNet6   string
+	APIService4, DNSService4   string // Services default/kubernetes and kube-system/kube-dns
+}
 
 // Control is the name of the machine that runs etcd, the API server, its controllers and the name server.
 const Control = "control"
@@ -40,13 +41,22 @@ type Layout struct {
 	State string // what this cluster is: configuration, disks, records
 	Cache string // what any cluster would build again the same way
 	Nodes int
+
+	// Instance tells clusters that run at the same time apart: 0 to 9. It decides names and addresses.
+	Instance int
 }
 
-// FromEnv reads PODVIRT_STATE and PODVIRT_CACHE.
+// FromEnv reads PODVIRT_STATE, PODVIRT_CACHE and PODVIRT_INSTANCE.
 func FromEnv(getenv func(string) string) (Layout, error) {
 	l := Layout{State: getenv("PODVIRT_STATE"), Cache: getenv("PODVIRT_CACHE"), Nodes: 2}
+	if n := getenv("PODVIRT_INSTANCE"); n != "" {
+		if len(n) != 1 || n < "0" || n > "9" {
+			return Layout{}, fmt.Errorf("PODVIRT_INSTANCE: %q: want a digit", n)
+		}
+		l.Instance = int(n[0] - '0')
+	}
 	if l.State == "" {
-		l.State = "/var/lib/podvirt-local"
+		l.State = "/var/lib/" + l.Name()
 	}
 	if l.Cache == "" {
 		l.Cache = "/var/cache/podvirt"
@@ -59,35 +69,63 @@ func FromEnv(getenv func(string) string) (Layout, error) {
 	return l, nil
 }
 
+// Env is the environment from which FromEnv makes the same layout.
+func (l Layout) Env() []string {
+	return []string{"PODVIRT_STATE=" + l.State, "PODVIRT_CACHE=" + l.Cache, "PODVIRT_INSTANCE=" + strconv.Itoa(l.Instance)}
+}
+
+// Name is the cluster's name on this host: of its control groups and its systemd unit.
+func (l Layout) Name() string {
+	if l.Instance == 0 {
+		return "podvirt-local"
+	}
+	return "podvirt-local-" + strconv.Itoa(l.Instance)
+}
+
+// Network returns the cluster's addresses: three 10.x.0.0/16 per instance, beginning with 10.197.
+func (l Layout) Network() Network {
+	machines, pods, services := l.octet(), l.octet()+1, l.octet()+2
+	return Network{
+		HostLink:     fmt.Sprintf("podvirt%d", l.Instance),
+		HostAddress4: fmt.Sprintf("10.%d.0.1", machines), HostAddress6: fmt.Sprintf("fd10:%d::1", machines),
+		MachineNet4: fmt.Sprintf("10.%d.0.0/24", machines), MachineNet6: fmt.Sprintf("fd10:%d::/64", machines),
+		PodNet4: fmt.Sprintf("10.%d.0.0/16", pods), PodNet6: fmt.Sprintf("fd10:%d::/56", pods),
+		ServiceNet4: fmt.Sprintf("10.%d.0.0/16", services), ServiceNet6: fmt.Sprintf("fd10:%d::/112", services),
+		APIService4: fmt.Sprintf("10.%d.0.1", services), DNSService4: fmt.Sprintf("10.%d.0.10", services),
+	}
+}
+
+func (l Layout) octet() int { return 197 + 3*l.Instance }
+
 // Machines returns the control machine and the nodes, in this order.
 func (l Layout) Machines() []Machine {
-	machines := []Machine{machine(0)}
+	machines := []Machine{l.machine(0)}
 	for i := 1; i <= l.Nodes; i++ {
-		machines = append(machines, machine(i))
+		machines = append(machines, l.machine(i))
 	}
 	return machines
 }
 
-func machine(index int) Machine {
+func (l Layout) machine(index int) Machine {
 	name := Control
 	if index > 0 {
 		name = fmt.Sprintf("node%d", index)
 	}
 	m := Machine{
 		Name: name, Index: index,
-		Address4: fmt.Sprintf("10.197.0.%d", 10+index),
-		Address6: fmt.Sprintf("fd10:197::%x", 0x10+index),
+		Address4: fmt.Sprintf("10.%d.0.%d", l.octet(), 10+index),
+		Address6: fmt.Sprintf("fd10:%d::%x", l.octet(), 0x10+index),
 	}
 	if index > 0 {
-		m.PodNet4 = fmt.Sprintf("10.198.%d.0/24", index)
-		m.PodNet6 = fmt.Sprintf("fd10:198:0:%x::/64", index)
+		m.PodNet4 = fmt.Sprintf("10.%d.%d.0/24", l.octet()+1, index)
+		m.PodNet6 = fmt.Sprintf("fd10:%d:0:%x::/64", l.octet()+1, index)
 	}
 	return m
 }
 
 // APIServer is the URL of the API server, reachable from the host and from every machine.
 func (l Layout) APIServer() string {
-	return fmt.Sprintf("https://%s:%d", machine(0).Address4, APIPort)
+	return fmt.Sprintf("https://%s:%d", l.machine(0).Address4, APIPort)
 }
 
 // Kubeconfig is the administrator's.

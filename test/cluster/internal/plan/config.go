@@ -9,9 +9,6 @@ import (
 // PauseImage is what a Pod's sandbox is made of.
 const PauseImage = "localhost/podvirt/pause:dev"
 
-// dnsService is the tenth address of layout.ServiceNet4, where installations of Kubernetes have their name server.
-const dnsService = "10.199.0.10"
-
 // restrict_oom_score_adj: a machine without CAP_SYS_RESOURCE may not lower the value, and every sandbox would fail.
 const containerdConfig = `version = 4
 root = "/var/lib/containerd"
@@ -40,8 +37,9 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
     conf_dir = "/etc/cni/net.d"
 `
 
-// Images are imported, not pulled: the kubelet must never collect them. Score adjustments as in containerdConfig.
-const kubeletConfig = `apiVersion: kubelet.config.k8s.io/v1beta1
+// kubeletConfig: images are imported, not pulled: the kubelet must never collect them. Score adjustments as above.
+func kubeletConfig(n layout.Network) string {
+	return `apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 failCgroupV1: false
 failSwapOn: false
@@ -56,7 +54,7 @@ authentication:
   x509: {clientCAFile: ` + confDir + "/pki/" + authority + `.crt}
 authorization: {mode: Webhook}
 clusterDomain: ` + layout.Domain + `
-clusterDNS: [` + dnsService + `]
+clusterDNS: [` + n.DNSService4 + `]
 resolvConf: ` + confDir + `/resolv.conf
 volumePluginDir: /var/lib/kubelet/volume-plugins
 serializeImagePulls: false
@@ -70,18 +68,21 @@ nodeStatusUpdateFrequency: 5s
 runtimeRequestTimeout: 5m
 logging: {verbosity: 2}
 `
+}
 
-// The connection tracking limits are the host's and cannot be set from the namespace.
-const proxyConfig = `apiVersion: kubeproxy.config.k8s.io/v1alpha1
+// proxyConfig: the connection tracking limits are the host's and cannot be set from the namespace.
+func proxyConfig(n layout.Network) string {
+	return `apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 mode: nftables
 clientConnection: {kubeconfig: ` + confDir + `/proxy.kubeconfig}
-clusterCIDR: ` + layout.PodNet4 + "," + layout.PodNet6 + `
+clusterCIDR: ` + n.PodNet4 + "," + n.PodNet6 + `
 oomScoreAdj: 0
 healthzBindAddress: 127.0.0.1:10256
 metricsBindAddress: 127.0.0.1:10249
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}
 `
+}
 
 // cniConfig is the Pod network of a node: routed, without a bridge and without translation inside the cluster.
 func cniConfig(m layout.Machine) string {

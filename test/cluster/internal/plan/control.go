@@ -47,6 +47,7 @@ func (p Planner) etcd() machine.Program {
 }
 
 func (p Planner) apiServer(m layout.Machine) machine.Program {
+	network := p.Layout.Network()
 	port := strconv.Itoa(layout.APIPort)
 	return machine.Program{
 		Name: "kube-apiserver", Ready: "tcp:" + m.Address4 + ":" + port,
@@ -68,13 +69,14 @@ func (p Planner) apiServer(m layout.Machine) machine.Program {
 			"--service-account-issuer=https://kubernetes.default.svc." + layout.Domain,
 			"--service-account-key-file=" + string(machinePKI) + "/" + accountKey + ".pub",
 			"--service-account-signing-key-file=" + machinePKI.Key(accountKey),
-			"--service-cluster-ip-range=" + layout.ServiceNet4 + "," + layout.ServiceNet6,
+			"--service-cluster-ip-range=" + network.ServiceNet4 + "," + network.ServiceNet6,
 			"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true",
 		},
 	}
 }
 
 func (p Planner) controllerManager() machine.Program {
+	network := p.Layout.Network()
 	config := confDir + "/controller-manager.kubeconfig"
 	return machine.Program{
 		Name: "kube-controller-manager",
@@ -82,8 +84,8 @@ func (p Planner) controllerManager() machine.Program {
 			p.Programs["kube-controller-manager"],
 			"--kubeconfig=" + config, "--authentication-kubeconfig=" + config, "--authorization-kubeconfig=" + config,
 			"--bind-address=127.0.0.1", "--leader-elect=false", "--use-service-account-credentials",
-			"--cluster-cidr=" + layout.PodNet4 + "," + layout.PodNet6, "--allocate-node-cidrs=false",
-			"--service-cluster-ip-range=" + layout.ServiceNet4 + "," + layout.ServiceNet6,
+			"--cluster-cidr=" + network.PodNet4 + "," + network.PodNet6, "--allocate-node-cidrs=false",
+			"--service-cluster-ip-range=" + network.ServiceNet4 + "," + network.ServiceNet6,
 			"--root-ca-file=" + machinePKI.Cert(authority),
 			"--cluster-signing-cert-file=" + machinePKI.Cert(authority), "--cluster-signing-key-file=" + machinePKI.Key(authority),
 			"--service-account-private-key-file=" + machinePKI.Key(accountKey),

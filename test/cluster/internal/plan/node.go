@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"podvirt.dev/internal/atomicfile"
 	"podvirt.dev/test/cluster/internal/layout"
 	"podvirt.dev/test/cluster/internal/machine"
 	"podvirt.dev/test/cluster/internal/pki"
@@ -28,8 +27,8 @@ func (p Planner) writeNode(ctx context.Context, m layout.Machine) (machine.Spec,
 	}
 	if err := writeAll(conf, map[string]string{
 		"containerd.toml": containerdConfig,
-		"kubelet.yaml":    kubeletConfig,
-		"proxy.yaml":      proxyConfig,
+		"kubelet.yaml":    kubeletConfig(p.Layout.Network()),
+		"proxy.yaml":      proxyConfig(p.Layout.Network()),
 		"cni.conflist":    cniConfig(m),
 		"resolv.conf":     "search " + layout.Domain + "\n",
 	}); err != nil {
@@ -46,7 +45,7 @@ func (p Planner) writeNode(ctx context.Context, m layout.Machine) (machine.Spec,
 		return spec, err
 	}
 	spec.Loops = []machine.Loop{{Image: p.Layout.Pool(m.Name), To: PoolPath}}
-	spec.NFTables = nodeRules(m)
+	spec.NFTables = nodeRules(p.Layout.Network(), m)
 	spec.Programs = p.nodePrograms(m)
 	return spec, nil
 }
@@ -96,7 +95,7 @@ func (p Planner) installPrograms(opt string) error {
 		if err != nil {
 			return err
 		}
-		if err := atomicfile.Write(filepath.Join(cni, name), data, 0o755); err != nil {
+		if err := writeIfOther(filepath.Join(cni, name), data, 0o755); err != nil {
 			return err
 		}
 	}
@@ -124,7 +123,7 @@ func (p Planner) nodePrograms(m layout.Machine) []machine.Program {
 	}
 }
 
-func nodeRules(m layout.Machine) string {
+func nodeRules(n layout.Network, m layout.Machine) string {
 	return fmt.Sprintf(`table inet podvirt-local {
 	chain postrouting {
 		type nat hook postrouting priority srcnat;
@@ -132,5 +131,5 @@ func nodeRules(m layout.Machine) string {
 		ip6 saddr %s ip6 daddr != { %s, %s } masquerade
 	}
 }
-`, m.PodNet4, layout.PodNet4, layout.MachineNet4, m.PodNet6, layout.PodNet6, layout.MachineNet6)
+`, m.PodNet4, n.PodNet4, n.MachineNet4, m.PodNet6, n.PodNet6, n.MachineNet6)
 }

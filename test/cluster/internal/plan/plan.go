@@ -2,6 +2,7 @@
 package plan
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -77,7 +78,7 @@ func (p Planner) keys() error {
 	masters := []string{"system:masters"}
 	leaves := []pki.Leaf{
 		{Name: "apiserver", CommonName: "kube-apiserver", Hosts: []string{
-			control.Address4, control.Address6, layout.APIService4, "127.0.0.1", "::1", "localhost", "kubernetes", "kubernetes.default",
+			control.Address4, control.Address6, p.Layout.Network().APIService4, "127.0.0.1", "::1", "localhost", "kubernetes", "kubernetes.default",
 			"kubernetes.default.svc", "kubernetes.default.svc." + layout.Domain,
 		}},
 		{Name: "kubelet-client", CommonName: "kube-apiserver-kubelet-client", Groups: masters},
@@ -115,7 +116,11 @@ func (p Planner) base(m layout.Machine) (spec machine.Spec, conf string, err err
 			return spec, conf, err
 		}
 	}
-	return spec, conf, nil
+	// Nodes must differ in what identifies a machine.
+	id := sha256.Sum256([]byte(p.Layout.State + "/" + m.Name))
+	return spec, conf, writeAll(filepath.Join(spec.Etc, "upper"), map[string]string{
+		"machine-id": hex.EncodeToString(id[:16]) + "\n", "hostname": m.Name + "\n",
+	})
 }
 
 // take copies keys and certificates into a machine's directory: no machine sees those of another.
@@ -125,7 +130,7 @@ func (p Planner) take(conf string, names ...string) error {
 		if err != nil {
 			return err
 		}
-		if err := atomicfile.Write(filepath.Join(conf, "pki", name), data, 0o600); err != nil {
+		if err := writeIfOther(filepath.Join(conf, "pki", name), data, 0o600); err != nil {
 			return err
 		}
 	}
@@ -138,11 +143,19 @@ func writeAll(dir string, files map[string]string) error {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			return err
 		}
-		if err := atomicfile.Write(path, []byte(content), 0o644); err != nil {
+		if err := writeIfOther(path, []byte(content), 0o644); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// writeIfOther leaves a file alone that is as it should be: a running machine may have it open or under an overlay.
+func writeIfOther(path string, content []byte, mode fs.FileMode) error {
+	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, content) {
+		return nil
+	}
+	return atomicfile.Write(path, content, mode)
 }
 
 // digest changes when a file below dir does: programs read their configuration only when they start.

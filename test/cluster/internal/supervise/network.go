@@ -32,11 +32,12 @@ func ip(ctx context.Context, pid int, lines ...string) error {
 // plumbControl makes the cluster's switch, in the control machine, and the host's link to it. The host gets routes to Pods
 // and, by way of the first node, to Services.
 func plumbControl(ctx context.Context, l layout.Layout, pid int) error {
-	if err := dropHostLink(ctx); err != nil {
+	network := l.Network()
+	if err := dropHostLink(ctx, l); err != nil {
 		return err
 	}
 	machines := l.Machines()
-	err := ip(ctx, 0, fmt.Sprintf("link add %s type veth peer name uplink netns %d", layout.HostLink, pid))
+	err := ip(ctx, 0, fmt.Sprintf("link add %s type veth peer name uplink netns %d", network.HostLink, pid))
 	if err != nil {
 		return err
 	}
@@ -44,15 +45,15 @@ func plumbControl(ctx context.Context, l layout.Layout, pid int) error {
 	inside := []string{
 		"link set lo up", "link add br0 type bridge", "link set uplink master br0 up",
 		"addr add " + control.Address4 + "/24 dev br0", "addr add " + control.Address6 + "/64 dev br0 nodad", "link set br0 up",
-		"route add default via " + layout.HostAddress4, "route add ::/0 via " + layout.HostAddress6,
+		"route add default via " + network.HostAddress4, "route add ::/0 via " + network.HostAddress6,
 	}
 	host := []string{
-		"addr add " + layout.HostAddress4 + "/24 dev " + layout.HostLink,
-		"addr add " + layout.HostAddress6 + "/64 dev " + layout.HostLink + " nodad",
-		"link set " + layout.HostLink + " up",
+		"addr add " + network.HostAddress4 + "/24 dev " + network.HostLink,
+		"addr add " + network.HostAddress6 + "/64 dev " + network.HostLink + " nodad",
+		"link set " + network.HostLink + " up",
 	}
 	routes := podRoutes(machines, "")
-	routes = append(routes, "route add "+layout.ServiceNet4+" via "+machines[1].Address4, "route add "+layout.ServiceNet6+" via "+machines[1].Address6)
+	routes = append(routes, "route add "+network.ServiceNet4+" via "+machines[1].Address4, "route add "+network.ServiceNet6+" via "+machines[1].Address6)
 	if err := ip(ctx, pid, append(inside, routes...)...); err != nil {
 		return err
 	}
@@ -68,9 +69,10 @@ func plumbNode(ctx context.Context, l layout.Layout, node layout.Machine, pid, c
 	if err := ip(ctx, controlPID, "link set "+node.Name+" master br0 up"); err != nil {
 		return err
 	}
+	network := l.Network()
 	inside := []string{
 		"link set lo up", "addr add " + node.Address4 + "/24 dev eth0", "addr add " + node.Address6 + "/64 dev eth0 nodad", "link set eth0 up",
-		"route add default via " + layout.HostAddress4, "route add ::/0 via " + layout.HostAddress6,
+		"route add default via " + network.HostAddress4, "route add ::/0 via " + network.HostAddress6,
 	}
 	return ip(ctx, pid, append(inside, podRoutes(l.Machines(), node.Name)...)...)
 }
@@ -87,12 +89,13 @@ func podRoutes(machines []layout.Machine, but string) []string {
 }
 
 // dropHostLink removes the host's end; it goes by itself with the control machine, some milliseconds later.
-func dropHostLink(ctx context.Context) error {
-	if _, err := net.InterfaceByName(layout.HostLink); err != nil {
+func dropHostLink(ctx context.Context, l layout.Layout) error {
+	link := l.Network().HostLink
+	if _, err := net.InterfaceByName(link); err != nil {
 		return nil //nolint:nilerr // it is gone
 	}
-	err := ip(ctx, 0, "link del "+layout.HostLink)
-	if _, still := net.InterfaceByName(layout.HostLink); still != nil {
+	err := ip(ctx, 0, "link del "+link)
+	if _, still := net.InterfaceByName(link); still != nil {
 		return nil //nolint:nilerr // it went meanwhile
 	}
 	return errors.Join(err)

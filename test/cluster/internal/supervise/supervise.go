@@ -27,12 +27,11 @@ const restartPause = time.Second
 var ErrRunning = errors.New("another supervisor runs this cluster")
 
 type supervisor struct {
-	layout    layout.Layout
-	tree      cgroup.Tree
-	delegated bool
-	log       io.Writer
-	machines  map[string]*machine.Process
-	exited    chan exit
+	layout   layout.Layout
+	tree     cgroup.Tree
+	log      io.Writer
+	machines map[string]*machine.Process
+	exited   chan exit
 }
 
 type exit struct {
@@ -50,7 +49,7 @@ func Run(ctx context.Context, l layout.Layout, delegated bool, log io.Writer) (e
 		return err
 	}
 	defer lock.Close() //nolint:errcheck // releases the lock, in any case at the end of the process
-	tree, err := Tree(delegated)
+	tree, err := newTree(l, delegated)
 	if err != nil {
 		return err
 	}
@@ -61,7 +60,7 @@ func Run(ctx context.Context, l layout.Layout, delegated bool, log io.Writer) (e
 	if err := own.save(l.Record(Supervisor)); err != nil {
 		return err
 	}
-	s := &supervisor{layout: l, tree: tree, delegated: delegated, log: log, exited: make(chan exit, 16)}
+	s := &supervisor{layout: l, tree: tree, log: log, exited: make(chan exit, 16)}
 	for ctx.Err() == nil && err == nil {
 		err = s.round(ctx)
 		pause(ctx, restartPause)
@@ -69,12 +68,12 @@ func Run(ctx context.Context, l layout.Layout, delegated bool, log io.Writer) (e
 	return errors.Join(err, tree.Remove(names(l)), tree.RemoveBase())
 }
 
-// Tree returns the place of the cluster's cgroups.
-func Tree(delegated bool) (cgroup.Tree, error) {
+// newTree returns the place of the cluster's cgroups.
+func newTree(l layout.Layout, delegated bool) (cgroup.Tree, error) {
 	if delegated {
 		return cgroup.Delegated()
 	}
-	return cgroup.AtRoot()
+	return cgroup.AtRoot(l.Name())
 }
 
 func lockState(l layout.Layout) (*os.File, error) {
@@ -134,7 +133,7 @@ func (s *supervisor) startByName(ctx context.Context, name string) error {
 
 func (s *supervisor) start(ctx context.Context, m layout.Machine) error {
 	// Groups of an earlier life hold nothing but would confuse accounting.
-	if err := errors.Join(s.tree.Remove([]string{m.Name}), s.tree.Make(s.delegated, []string{m.Name})); err != nil {
+	if err := errors.Join(s.tree.Remove([]string{m.Name}), s.tree.Make([]string{m.Name})); err != nil {
 		return err
 	}
 	if err := machine.TurnLogs(s.layout.Logs(m.Name)); err != nil {
@@ -178,7 +177,7 @@ func (s *supervisor) killAll(ctx context.Context) {
 			delete(s.machines, e.name)
 		}
 	}
-	if err := dropHostLink(context.WithoutCancel(ctx)); err != nil {
+	if err := dropHostLink(context.WithoutCancel(ctx), s.layout); err != nil {
 		logger.Error(err, "host link is left")
 	}
 }

@@ -23,7 +23,7 @@ const (
 )
 
 // Unit is the transient systemd unit of the supervisor, on hosts with systemd.
-const Unit = "podvirt-local.service"
+func Unit(l layout.Layout) string { return l.Name() + ".service" }
 
 // HasSystemd says whether systemd is the host's init.
 func HasSystemd() bool {
@@ -36,7 +36,7 @@ func HasSystemd() bool {
 func Stop(ctx context.Context, l layout.Layout) error {
 	if HasSystemd() {
 		// Failure means that there is no such unit; what counts is checked below.
-		_ = exec.CommandContext(ctx, "systemctl", "stop", Unit).Run()
+		_ = exec.CommandContext(ctx, "systemctl", "stop", Unit(l)).Run()
 	}
 	if err := endProcess(ctx, l, Supervisor); err != nil {
 		return err
@@ -46,7 +46,7 @@ func Stop(ctx context.Context, l layout.Layout) error {
 			return err
 		}
 	}
-	return errors.Join(sweepGroups(ctx, l), dropHostLink(ctx), sweepLoops(ctx, l), removeRecords(l))
+	return errors.Join(sweepGroups(ctx, l), dropHostLink(ctx, l), sweepLoops(ctx, l), removeRecords(l))
 }
 
 // endProcess asks a supervisor to end, kills a machine, and waits until the process is gone.
@@ -80,7 +80,7 @@ func endProcess(ctx context.Context, l layout.Layout, name string) error {
 
 // sweepGroups kills what is still in the cluster's groups. A delegated tree is systemd's to sweep.
 func sweepGroups(ctx context.Context, l layout.Layout) error {
-	tree, err := cgroup.AtRoot()
+	tree, err := cgroup.AtRoot(l.Name())
 	if err != nil {
 		return err
 	}
@@ -207,7 +207,7 @@ func Forget(l layout.Layout, keepImages bool) error {
 	if !keepImages {
 		return os.RemoveAll(l.State)
 	}
-	kept := map[string]bool{}
+	kept := map[string]bool{filepath.Join(l.State, "lock"): true}
 	for _, m := range l.Machines() {
 		kept[filepath.Join(l.Machine(m.Name), "var", "lib", "containerd")] = true
 	}

@@ -1,0 +1,96 @@
+# Everything that podvirt's source tree can do. "make help" prints this list from the comments below.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory
+
+export PODVIRT_CACHE ?= /var/cache/podvirt
+export PODVIRT_STATE ?= /var/lib/podvirt-local
+# A proxy of the environment is for the outside: the local cluster is on this host.
+export NO_PROXY := $(if $(NO_PROXY),$(NO_PROXY),),127.0.0.1,localhost,10.197.0.0/16,10.198.0.0/16,10.199.0.0/16
+
+GO       ?= go
+GOTEST    = $(GO) test -count=1 $(TESTFLAGS)
+LOCAL     = $(GO) run ./test/cluster/local
+IMAGES    = $(GO) run ./images
+BINARIES := launcher scheduler csi-hostpath cni-bridge device-plugin
+PACKAGES  = $(shell $(GO) list ./... | grep -v '/test/\(kernel\|cluster/suite\|bench\|cgroup2\)')
+
+.PHONY: help
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: setup
+setup: ## install the Debian packages that everything below needs (root)
+	@hack/setup.sh
+
+.PHONY: build
+build: ## build the binaries into bin/
+	@mkdir -p bin
+	$(GO) build -o bin/ $(addprefix ./,$(wildcard $(BINARIES)))
+
+.PHONY: images
+images: ## build the container and guest images into $PODVIRT_CACHE/images
+	@$(IMAGES) build all
+
+.PHONY: generate
+generate: ## write generated files again
+	$(GO) generate ./...
+
+.PHONY: check
+check: fmt vet lint test-unit ## formatting, vet, lint, unit and arch tests
+
+.PHONY: fmt
+fmt: ## fail when a file is not formatted
+	@files=$$(gofmt -l $$(git ls-files --cached --others --exclude-standard '*.go')); test -z "$$files" || { echo "run gofmt -w on:"; echo "$$files"; exit 1; }
+
+.PHONY: vet
+vet: ## go vet
+	$(GO) vet ./...
+
+.PHONY: lint
+lint: ## golangci-lint, built from test/programs/lint
+	@mkdir -p $(PODVIRT_CACHE)/bin
+	cd test/programs/lint && $(GO) build -o $(PODVIRT_CACHE)/bin/golangci-lint github.com/golangci/golangci-lint/v2/cmd/golangci-lint
+	$(PODVIRT_CACHE)/bin/golangci-lint run ./...
+
+.PHONY: test
+test: test-unit test-kernel test-conformance test-cluster ## every level of tests, in this order
+
+.PHONY: test-unit
+test-unit: ## tests that need no cluster, and the arch tests
+	$(GOTEST) $(PACKAGES)
+
+.PHONY: test-kernel
+test-kernel: ## tests inside QEMU with a full Debian kernel
+	$(GOTEST) -v -timeout=30m ./test/kernel/...
+
+.PHONY: test-conformance
+test-conformance: ## csi-sanity and kin against the built components
+	cd test/conformance && $(GOTEST) -v -timeout=20m ./...
+
+.PHONY: test-cluster
+test-cluster: images ## real guests on the local cluster, which stays up for the next run
+	@$(LOCAL) install
+	$(GOTEST) -v -timeout=60m ./test/cluster/suite/...
+
+.PHONY: test-cgroup2
+test-cgroup2: ## the local cluster inside a Debian 12 guest with systemd and cgroup v2 (slow)
+	$(GOTEST) -v -timeout=90m ./test/cgroup2/...
+
+.PHONY: bench-overhead
+bench-overhead: images ## memory and start time of a VM Pod against QEMU by hand and a plain Pod
+	@$(LOCAL) install
+	$(GOTEST) -v -timeout=30m -run='^$$' -bench=. -benchtime=1x ./test/bench/...
+
+.PHONY: demo
+demo: setup images ## a Debian VM as a Pod on a local Kubernetes; prints how to log in
+	@$(LOCAL) demo
+
+.PHONY: stop
+stop: ## stop the local cluster; unpacked images stay for the next start
+	@$(LOCAL) down
+
+.PHONY: clean-up
+clean-up: ## stop the local cluster and remove everything that was built or cached
+	@$(LOCAL) down --purge
+	rm -rf bin $(PODVIRT_CACHE)
