@@ -113,11 +113,11 @@ func (m *Machine) Domain() (virt.Domain, error) {
 }
 
 // Run follows the VM until it ends, and returns how. The VM is running already where domain is not nil, because an
-// earlier launcher started it; else Run starts it. When ctx ends the guest is asked to shut down.
-func (m *Machine) Run(ctx context.Context, domain virt.Domain) Outcome {
+// earlier launcher started it at that time; else Run starts it. When ctx ends the guest is asked to shut down.
+func (m *Machine) Run(ctx context.Context, domain virt.Domain, started time.Time) Outcome {
 	work := context.WithoutCancel(ctx)
 	if domain != nil {
-		if outcome := m.adopt(work, domain); outcome != nil {
+		if outcome := m.adopt(work, domain, started); outcome != nil {
 			return *outcome
 		}
 	} else if err := m.start(ctx); err != nil {
@@ -168,14 +168,14 @@ func (m *Machine) start(ctx context.Context) error {
 }
 
 // adopt takes over a domain that an earlier launcher started.
-func (m *Machine) adopt(ctx context.Context, domain virt.Domain) *Outcome {
+func (m *Machine) adopt(ctx context.Context, domain virt.Domain, started time.Time) *Outcome {
 	state, err := domain.State()
 	if err != nil {
 		return &Outcome{Reason: api.ReasonInternal, Text: err.Error()}
 	}
 	m.mu.Lock()
 	m.domain = domain
-	m.status.Started = m.opt.Clock()
+	m.status.Started, m.status.Boots = started, 1
 	m.refreshLocked("user")
 	m.mu.Unlock()
 	if state == virt.StateCrashed {

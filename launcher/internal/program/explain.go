@@ -1,0 +1,111 @@
+package program
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"podvirt.dev/api"
+	"podvirt.dev/launcher/internal/disks"
+	"podvirt.dev/launcher/internal/domain"
+	"podvirt.dev/launcher/internal/lifecycle"
+	"podvirt.dev/launcher/internal/nics"
+	"podvirt.dev/launcher/internal/podenv"
+)
+
+// lackError: the node or the container lacks what the VM needs (NodeLacks).
+type lackError struct{ text string }
+
+func (e *lackError) Error() string { return e.text }
+
+// explain maps an error of a start to how the container ends: the one place that does.
+func explain(vmName string) func(error) lifecycle.Outcome {
+	return func(err error) lifecycle.Outcome {
+		var (
+			config  api.Errors
+			volume  *disks.Error
+			network *nics.Error
+			lack    *lackError
+			step    *lifecycle.StepError
+		)
+		switch {
+		case errors.As(err, &config):
+			return lifecycle.Outcome{
+				Reason: api.ReasonBadConfig, Text: config.TerminationMessage(vmName, api.MaxTerminationMessage),
+			}
+		case errors.Is(err, podenv.ErrNoPodVolume):
+			return lifecycle.Outcome{Reason: api.ReasonBadConfig, Text: string(api.ReasonBadConfig) + ": " + err.Error()}
+		case errors.As(err, &network):
+			return lifecycle.Outcome{Reason: network.Reason, Text: network.Text}
+		case errors.As(err, &volume):
+			return lifecycle.Outcome{Reason: api.ReasonVolumeProblem, Text: oneLine(err.Error())}
+		case errors.As(err, &lack):
+			return lifecycle.Outcome{Reason: api.ReasonNodeLacks, Text: lack.text}
+		case errors.Is(err, domain.ErrUnsupported):
+			return lifecycle.Outcome{Reason: api.ReasonNodeLacks, Text: err.Error()}
+		case errors.Is(err, context.Canceled):
+			return lifecycle.Outcome{Reason: api.ReasonStopped, Text: "asked to stop before the guest ran"}
+		case errors.As(err, &step):
+			return hypervisorRefused(step.Err.Error())
+		default:
+			return lifecycle.Outcome{Reason: api.ReasonInternal, Text: err.Error()}
+		}
+	}
+}
+
+func oneLine(text string) string { return strings.ReplaceAll(text, "\n", "; ") }
+
+// refusals are what QEMU and libvirt say when the node is the cause. Their wording is all they give.
+func refusals() []struct {
+	pattern *regexp.Regexp
+	reason  api.Reason
+	text    string // $1 is the first group
+} {
+	return []struct {
+		pattern *regexp.Regexp
+		reason  api.Reason
+		text    string
+	}{
+		{regexp.MustCompile(`Failed to get (?:shared )?"[^"]*" lock(?s:.*)Is another process using the image \[([^\]]*)\]`),
+			api.ReasonVolumeProblem, "$1: locked by another QEMU"},
+		{regexp.MustCompile(`(?:Could not access KVM kernel module|failed to initialize kvm|KVM is not available)[^\n]*`),
+			api.ReasonNodeLacks, "KVM: $0"},
+		{regexp.MustCompile(`(?i)(?:Host CPU does not provide required features|missing features): ([^\n]*)`),
+			api.ReasonNodeLacks, "the CPU lacks $1"},
+		{regexp.MustCompile(`Unknown CPU model ([^\n]*)`), api.ReasonNodeLacks, "no such CPU model on this node: $1"},
+		{regexp.MustCompile(`(?i)the machine type '?([^' ]*)'? (?:is not supported|does not exist)|unsupported machine type '?([^' \n]*)`),
+			api.ReasonNodeLacks, "$0"},
+		{regexp.MustCompile(`cannot set up guest memory '[^']*': ([^\n]*)`), api.ReasonNodeLacks, "guest memory: $1"},
+	}
+}
+
+// hypervisorRefused sorts out why libvirt or QEMU did not start the domain.
+func hypervisorRefused(text string) lifecycle.Outcome {
+	for _, r := range refusals() {
+		if m := r.pattern.FindStringSubmatchIndex(text); m != nil {
+			return lifecycle.Outcome{Reason: r.reason, Text: string(r.pattern.ExpandString(nil, r.text, text, m))}
+		}
+	}
+	return lifecycle.Outcome{Reason: api.ReasonStartFailed, Text: lastWords(text)}
+}
+
+// qemuLine is a line of QEMU's own, with its time.
+func qemuLine() *regexp.Regexp { return regexp.MustCompile(`^\S+Z qemu-system-\S+: (.*)`) }
+
+// lastWords is QEMU's last line, or libvirt's whole sentence where QEMU said nothing.
+func lastWords(text string) string {
+	const separator = "process exited while connecting to monitor: "
+	_, said, found := strings.Cut(text, separator)
+	if !found {
+		return "libvirt: " + oneLine(text)
+	}
+	lines := strings.Split(strings.TrimSpace(said), "\n")
+	for i := len(lines) - 1; i >= 0; i-- {
+		if m := qemuLine().FindStringSubmatch(lines[i]); m != nil {
+			return "qemu: " + strings.Join(append([]string{m[1]}, lines[i+1:]...), "; ")
+		}
+	}
+	return fmt.Sprintf("qemu: %s", lines[len(lines)-1])
+}

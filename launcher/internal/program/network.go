@@ -1,0 +1,140 @@
+package program
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"k8s.io/klog/v2"
+
+	"podvirt.dev/api"
+	"podvirt.dev/internal/nl"
+	"podvirt.dev/launcher/internal/dhcp"
+	"podvirt.dev/launcher/internal/domain"
+	"podvirt.dev/launcher/internal/nics"
+)
+
+// network is the VM's NICs and the servers that answer the guest on their service taps. The servers run from the first
+// connect to the end of the launcher.
+type network struct {
+	mu      sync.Mutex
+	found   []nics.NIC
+	serving map[string]bool // by service tap
+}
+
+func newNetwork() *network { return &network{serving: map[string]bool{}} }
+
+// list returns the NICs that were found.
+func (n *network) list() []nics.NIC {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.found
+}
+
+// connect finds the NICs of the Pod and answers DHCP on them.
+func (n *network) connect(ctx context.Context, vm api.Machine) ([]domain.NIC, error) {
+	handle, err := nl.Open()
+	if err != nil {
+		return nil, fmt.Errorf("network of the Pod: %w", err)
+	}
+	defer handle.Close()
+	found, err := nics.Find(handle, nics.Wanted{
+		UID: os.Getuid(), Annotated: vm.Name != "", None: options(vm, "default").Binding == api.BindingNone,
+		Host: nics.HostNamespace(os.DirFS("/")),
+	})
+	if err != nil {
+		return nil, err
+	}
+	n.mu.Lock()
+	n.found = found
+	n.mu.Unlock()
+	if err := n.answer(ctx, vm, found); err != nil {
+		return nil, err
+	}
+	return guestNICs(vm, found), nil
+}
+
+// options are those of podvirt.dev/nic.NAME; zero where there are none.
+func options(vm api.Machine, name string) api.NIC {
+	for _, o := range vm.NICs {
+		if o.Name == name {
+			return o
+		}
+	}
+	return api.NIC{Name: name}
+}
+
+func guestNICs(vm api.Machine, found []nics.NIC) []domain.NIC {
+	_, err := os.Stat("/dev/vhost-net")
+	list := make([]domain.NIC, 0, len(found))
+	for _, nic := range found {
+		o := options(vm, nic.Name)
+		mtu := o.MTU
+		if mtu == 0 {
+			mtu = nic.MTU
+		}
+		list = append(list, domain.NIC{
+			Options: o, Tap: nic.Tap, MAC: nic.MAC.String(), MTU: mtu, MultiQueue: nic.MultiQueue, Vhost: err == nil,
+		})
+	}
+	return list
+}
+
+// answer starts a server for each service tap that has none yet.
+func (n *network) answer(ctx context.Context, vm api.Machine, found []nics.NIC) error {
+	resolv, err := os.ReadFile("/etc/resolv.conf")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	guest := dhcp.Guest{Hostname: hostname(vm), Resolv: dhcp.ParseResolv(string(resolv)), DefaultRoute: routed(vm, found)}
+	for _, nic := range found {
+		n.mu.Lock()
+		known := n.serving[nic.Service]
+		n.serving[nic.Service] = true
+		n.mu.Unlock()
+		if nic.Service == "" || known {
+			continue
+		}
+		link, err := nl.OpenTap(nic.Service, 0)
+		if err != nil {
+			return &nics.Error{Reason: api.ReasonNodeLacks, Text: err.Error()}
+		}
+		server, err := dhcp.New(dhcp.Plan(nic, options(vm, nic.Name), guest), link)
+		if err != nil {
+			return errors.Join(err, link.Close())
+		}
+		logger := klog.FromContext(ctx).WithValues("nic", nic.Name)
+		forever := klog.NewContext(context.WithoutCancel(ctx), logger)
+		go func() {
+			if err := server.Run(forever); err != nil {
+				logger.Error(err, "DHCP")
+			}
+		}()
+	}
+	return nil
+}
+
+func hostname(vm api.Machine) string {
+	if vm.Hostname != "" {
+		return vm.Hostname
+	}
+	return vm.ID
+}
+
+// routed is the NIC with the guest's default route: the one that says so, else default, else the first.
+func routed(vm api.Machine, found []nics.NIC) string {
+	route := ""
+	for _, nic := range found {
+		o := options(vm, nic.Name)
+		switch {
+		case o.DefaultRoute == "true":
+			return nic.Name
+		case o.DefaultRoute == "false":
+		case nic.Name == "default" || route == "":
+			route = nic.Name
+		}
+	}
+	return route
+}

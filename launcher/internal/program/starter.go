@@ -1,0 +1,257 @@
+package program
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"libvirt.org/go/libvirtxml"
+
+	"podvirt.dev/api"
+	"podvirt.dev/launcher/internal/disks"
+	"podvirt.dev/launcher/internal/domain"
+	"podvirt.dev/launcher/internal/lifecycle"
+	"podvirt.dev/launcher/internal/virt"
+)
+
+// starter makes the domain, for the first start and for every restart in place.
+type starter struct {
+	*instance
+	claims *disks.Claims
+	steps  map[string]time.Duration // of the last start
+}
+
+var _ lifecycle.Starter = (*starter)(nil)
+
+// plan is what the steps of one start hand on.
+type plan struct {
+	host domain.Host
+	xml  string
+	dom  virt.Domain
+}
+
+// Start reads the Pod, prepares everything and lets the guest run. After the first start the annotations are read anew,
+// so that a restart in place takes up what was edited (VM-116).
+func (s *starter) Start(ctx context.Context) (virt.Domain, error) {
+	p := &plan{}
+	took, err := lifecycle.RunSteps(ctx, []lifecycle.Step{
+		{Name: "read", Do: func(context.Context) error { return s.read() }},
+		{Name: "accelerator", Do: func(context.Context) error { return checkAccelerator(s.vm) }},
+		{Name: "identity", Do: func(context.Context) error { return s.identity(p) }},
+		{Name: "disks", Do: func(ctx context.Context) error { return s.prepareDisks(ctx, p) }},
+		{Name: "seed", Do: func(context.Context) error { return s.seed(p) }},
+		{Name: "network", Do: func(ctx context.Context) error { return s.connect(ctx, p) }},
+		{Name: "claim", Do: s.claim(p), Undo: func(context.Context) error { s.release(); return nil }},
+		{Name: "build", Do: func(context.Context) error { return s.build(p) }},
+		{Name: "define", Do: func(context.Context) error { return s.define(p) }, Undo: p.undefine},
+		{Name: "start", Do: func(ctx context.Context) error { return s.start(ctx, p) }, Undo: p.destroy},
+		{Name: "console", Do: func(ctx context.Context) error { return s.awaitConsole(ctx) }},
+		{Name: "resume", Do: func(context.Context) error { return s.resume(p) }},
+	})
+	s.mu.Lock()
+	s.steps = took
+	s.mu.Unlock()
+	return p.dom, err
+}
+
+// again does, for a guest that runs already, those steps whose effect died with the earlier launcher.
+func (s *starter) again(ctx context.Context) error {
+	p := &plan{}
+	_, err := lifecycle.RunSteps(ctx, []lifecycle.Step{
+		{Name: "disks", Do: func(ctx context.Context) error { return s.prepareDisks(ctx, p) }},
+		{Name: "network", Do: func(ctx context.Context) error { return s.connect(ctx, p) }},
+		{Name: "claim", Do: s.claim(p)},
+	})
+	return err
+}
+
+func (s *starter) read() error {
+	vm, err := load()
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.vm = vm
+	return nil
+}
+
+// checkAccelerator says what the container lacks before QEMU says it in its own words.
+func checkAccelerator(vm api.Machine) error {
+	if vm.CPU.Accelerator == api.AcceleratorTCG {
+		return nil
+	}
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return &lackError{"no /dev/kvm in this container: request podvirt.dev/kvm: 1"}
+	case err != nil:
+		return &lackError{"/dev/kvm: " + err.Error()}
+	default:
+		return f.Close()
+	}
+}
+
+func (s *starter) identity(p *plan) error {
+	st := stateOf(s.vm)
+	id, err := st.uuid(s.vm)
+	if err != nil {
+		return err
+	}
+	machine, err := st.machine(s.vm)
+	if err != nil {
+		return err
+	}
+	layout, err := st.layout(s.vm)
+	if err != nil {
+		return err
+	}
+	p.host = domain.Host{
+		UUID: id, Machine: machine, RunDir: api.PathRun, Emulator: emulator, Firmware: st.firmware(s.vm), Addresses: layout,
+	}
+	return nil
+}
+
+func (s *starter) prepareDisks(ctx context.Context, p *plan) error {
+	maker := disks.Maker{Scratch: api.PathScratch, QemuImg: qemuImg}
+	list, err := maker.Prepare(ctx, s.vm)
+	if err != nil {
+		return err
+	}
+	p.host.Disks = list
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.disks = list
+	return nil
+}
+
+func (s *starter) connect(ctx context.Context, p *plan) error {
+	list, err := s.network.connect(ctx, s.vm)
+	p.host.NICs = list
+	return err
+}
+
+func (s *starter) claim(p *plan) func(context.Context) error {
+	return func(ctx context.Context) error {
+		s.release()
+		claims, err := disks.Claim(ctx, p.host.Disks, disks.LockPatience)
+		s.claims = claims
+		return err
+	}
+}
+
+// release lets the block devices go.
+func (s *starter) release() {
+	if s.claims != nil {
+		_ = s.claims.Close()
+		s.claims = nil
+	}
+}
+
+func (s *starter) build(p *plan) error {
+	d, err := domain.Build(s.vm, p.host)
+	if err != nil {
+		return err
+	}
+	p.xml, err = d.Marshal()
+	return err
+}
+
+// define also keeps the versioned machine type that libvirt chose for a word like q35 (VM-050).
+func (s *starter) define(p *plan) error {
+	if old, err := s.conn.Lookup(s.vm.ID); err == nil {
+		if err := old.Undefine(); err != nil {
+			return err
+		}
+	}
+	dom, err := s.conn.Define(p.xml)
+	if err != nil {
+		return err
+	}
+	p.dom = dom
+	text, err := dom.XML()
+	if err != nil {
+		return err
+	}
+	var defined libvirtxml.Domain
+	if err := defined.Unmarshal(text); err != nil {
+		return err
+	}
+	return stateOf(s.vm).write(stateMachine, []byte(defined.OS.Type.Machine+"\n"))
+}
+
+func (p *plan) undefine(context.Context) error { return p.dom.Undefine() }
+
+func (p *plan) destroy(context.Context) error { return p.dom.Destroy() }
+
+// lockRetry is the pause between two tries for a disk that another QEMU holds.
+const lockRetry = time.Second
+
+// start starts QEMU. A disk that is held may be that of the old Pod of the same VM, on its way out (VM-083).
+func (s *starter) start(ctx context.Context, p *plan) error {
+	patience, cancel := context.WithTimeout(ctx, disks.LockPatience)
+	defer cancel()
+	tick := time.NewTicker(lockRetry)
+	defer tick.Stop()
+	for {
+		err := p.dom.Start()
+		if err == nil {
+			return s.started()
+		}
+		if hypervisorRefused(err.Error()).Reason != api.ReasonVolumeProblem {
+			return err
+		}
+		select {
+		case <-patience.Done():
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return err
+		case <-tick.C:
+		}
+	}
+}
+
+// started leaves the mark by which another launcher finds the guest.
+func (s *starter) started() error {
+	raw, err := os.ReadFile(filepath.Join(libvirtRoot, "run", "qemu", s.vm.ID+".pid"))
+	if err != nil {
+		return err
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(raw)))
+	if err != nil {
+		return fmt.Errorf("process ID of QEMU: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.memory = readMemoryEvents()
+	s.mark = mark{Container: container(), Domain: s.vm.ID, PID: pid, Started: time.Now(), Boots: s.mark.Boots + 1}
+	return s.mark.write()
+}
+
+// consolePatience bounds the wait for QEMU's sockets, which are there before QEMU answers at all.
+const consolePatience = 5 * time.Second
+
+// awaitConsole waits for the serial ports, so that no line of the firmware is missed.
+func (s *starter) awaitConsole(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, consolePatience)
+	defer cancel()
+	for n, p := range s.ports {
+		if err := p.Connected(ctx); err != nil {
+			return fmt.Errorf("serial port %d: %w", n, err)
+		}
+	}
+	return nil
+}
+
+func (s *starter) resume(p *plan) error {
+	if s.vm.Lifecycle.StartPaused {
+		return nil
+	}
+	return p.dom.Resume()
+}
