@@ -110,9 +110,9 @@ func load(name string) (Entry, error) {
 	return e, nil
 }
 
-// Remove deletes the entry of one attachment and the container's lock; it is no error when there is none.
+// Remove deletes the entry of one attachment; it is no error when there is none.
 func (s Store) Remove(container, ifname string) error {
-	return errors.Join(gone(os.Remove(s.file(container, ifname))), gone(os.Remove(s.lockFile(container, ifname))))
+	return gone(os.Remove(s.file(container, ifname)))
 }
 
 // All returns every readable entry; the error names those that are not.
@@ -149,7 +149,7 @@ func (s Store) lockFile(container, ifname string) string {
 const lockPoll = 20 * time.Millisecond
 
 // Lock takes the attachment's lock, which ends with the process at the latest. It waits at most timeout, then returns
-// [ErrBusy]. unlock must be called.
+// [ErrBusy]. unlock must be called; it takes the lock's file away where the attachment has no entry.
 func (s Store) Lock(container, ifname string, timeout time.Duration) (unlock func() error, err error) {
 	if err := os.MkdirAll(filepath.Join(s.dir, "locks"), 0o700); err != nil {
 		return nil, fmt.Errorf("making the directory of locks: %w", err)
@@ -161,13 +161,21 @@ func (s Store) Lock(container, ifname string, timeout time.Duration) (unlock fun
 			return nil, fmt.Errorf("locking: %w", err)
 		}
 		if f != nil {
-			return f.Close, nil
+			return func() error { return s.unlock(f, container, ifname) }, nil
 		}
 		if time.Now().After(deadline) {
 			return nil, ErrBusy
 		}
 		time.Sleep(lockPoll)
 	}
+}
+
+func (s Store) unlock(f *os.File, container, ifname string) error {
+	var err error
+	if _, statErr := os.Lstat(s.file(container, ifname)); errors.Is(statErr, fs.ErrNotExist) {
+		err = gone(os.Remove(f.Name()))
+	}
+	return errors.Join(err, f.Close())
 }
 
 // tryLock returns nil, nil where the lock is taken, or where its holder removed the file, which makes the lock worthless.

@@ -70,11 +70,11 @@ func Owner(c netconf.Config, vm api.VM) api.Owner {
 	return c.Pod.Owner
 }
 
-// Parse reads the annotations; mistakes in those that matter for the network are an error with code 100 and all lines.
+// Parse reads the annotations that matter for the network; mistakes in them are an error with code 100 and all lines.
 // The others are the launcher's to report.
 func Parse(annotations map[string]string) (api.VM, error) {
-	vm, errs := api.Parse(annotations)
-	return vm, refused(slices.DeleteFunc(slices.Clone(errs), func(e api.Error) bool { return !ours(e.Key) }))
+	vm, errs := api.ParseKeys(annotations, ours)
+	return vm, refused(errs)
 }
 
 func ours(key string) bool {

@@ -18,16 +18,29 @@ import (
 // that are gone are no errors.
 func (p Plugin) del(conf netconf.Config, args *skel.CmdArgs, _ error) error {
 	store := journal.New(conf.StateDir)
-	entry, err := store.Load(args.ContainerID, args.IfName)
-	switch {
-	case err == nil:
-		err = locked(store, conf, args.ContainerID, args.IfName, func() error { return undo(store, entry) })
-	case conf.Mode != netconf.ModePod, conf.Annotations != nil && !nicplan.IsVM(conf.Annotations):
-		err = nil // not a VM: nothing was made
-	default: // no journal, or one that this version cannot read and leaves alone
-		err = clean(args.Netns)
+	_, err := store.Load(args.ContainerID, args.IfName)
+	noVM := conf.Mode != netconf.ModePod || conf.Annotations != nil && !nicplan.IsVM(conf.Annotations)
+	if errors.Is(err, journal.ErrNone) && noVM {
+		return Sweep(conf)
 	}
+	err = locked(store, conf, args.ContainerID, args.IfName, func() error {
+		found, err := undoEntry(store, args.ContainerID, args.IfName)
+		if err != nil || found {
+			return err
+		}
+		// No journal, or one that this version cannot read and leaves alone: what is recognised as ours goes.
+		return clean(args.Netns)
+	})
 	return errors.Join(err, Sweep(conf))
+}
+
+// undoEntry undoes an attachment by its journal, and says whether there is one that can be read. The lock must be held.
+func undoEntry(store journal.Store, container, ifname string) (found bool, err error) {
+	entry, err := store.Load(container, ifname)
+	if err != nil {
+		return false, nil
+	}
+	return true, undo(store, entry)
 }
 
 // undo takes back what the entry says, and then the entry.

@@ -61,12 +61,13 @@ func (a *attachment) args(t *testing.T, previous json.RawMessage) *skel.CmdArgs 
 		conf["runtimeConfig"] = map[string]any{netconf.Annotations: a.annotations}
 	}
 	if previous != nil {
-		conf["prevResult"] = previous
+		conf["prevResult"] = "HERE" // Marshal would compact it
 	}
 	data, err := json.Marshal(conf)
 	if err != nil {
 		t.Fatal(err)
 	}
+	data = bytes.Replace(data, []byte(`"HERE"`), previous, 1)
 	return &skel.CmdArgs{
 		ContainerID: a.id, Netns: a.Pod.Path(), IfName: "eth0", StdinData: data,
 		Args: "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_UID=u1",

@@ -115,27 +115,33 @@ func (p Plugin) gc(conf netconf.Config, _ *skel.CmdArgs, err error) error {
 		return err
 	}
 	store := journal.New(conf.StateDir)
-	entries, err := store.All()
-	errs := []error{err, store.Tidy(time.Now())}
-	for _, e := range entries {
+	return errors.Join(sweep(store, conf, func(e journal.Entry) bool {
 		valid := slices.Contains(conf.Valid, netconf.Attachment{ContainerID: e.ContainerID, IfName: e.IfName})
-		if e.Network != conf.Name || valid && !vanished(e) {
-			continue
-		}
-		errs = append(errs, locked(store, conf, e.ContainerID, e.IfName, func() error { return undo(store, e) }))
-	}
-	return errors.Join(errs...)
+		return e.Network == conf.Name && !valid || vanished(e)
+	}), store.Tidy(time.Now()))
 }
 
 // Sweep undoes the attachments whose namespace is gone, of every network: containerd never calls GC.
 func Sweep(conf netconf.Config) error {
-	store := journal.New(conf.StateDir)
-	entries, err := store.All()
-	errs := []error{err}
+	return sweep(journal.New(conf.StateDir), conf, vanished)
+}
+
+// sweep undoes the attachments that stale says yes to. An entry that cannot be read is kept and not reported here: one
+// bad file must not fail every DEL of the node.
+func sweep(store journal.Store, conf netconf.Config, stale func(journal.Entry) bool) error {
+	entries, _ := store.All()
+	var errs []error
 	for _, e := range entries {
-		if vanished(e) {
-			errs = append(errs, locked(store, conf, e.ContainerID, e.IfName, func() error { return undo(store, e) }))
+		if !stale(e) {
+			continue
 		}
+		errs = append(errs, locked(store, conf, e.ContainerID, e.IfName, func() error {
+			now, err := store.Load(e.ContainerID, e.IfName) // another process may have been faster
+			if err != nil || !stale(now) {
+				return nil
+			}
+			return undo(store, now)
+		}))
 	}
 	return errors.Join(errs...)
 }

@@ -34,11 +34,10 @@ type World struct {
 
 // Options of a world.
 type Options struct {
-	MTU    int    // of eth0; 0: 1500
-	Only   string // "4" or "6": one family
-	Pod4   string // another address than Pod4
-	Extra  []string
-	NoAuto bool // do not give the Pod default routes
+	MTU   int      // of eth0; 0: 1500
+	Only  string   // "4" or "6": one family
+	Route string   // a further IPv4 route of the Pod
+	Extra []string // further interfaces of the Pod
 }
 
 // New makes a world that ends with the test.
@@ -48,10 +47,6 @@ func New(t testing.TB, o Options) *World {
 	w := &World{Outside: namespace(t), Pod: namespace(t), Guest: namespace(t)}
 	if o.MTU == 0 {
 		o.MTU = 1500
-	}
-	pod4 := o.Pod4
-	if pod4 == "" {
-		pod4 = Pod4
 	}
 	Do(t, w.Outside, func(h *nl.Handle) {
 		must(t, h.AddVeth("out0", "eth0", int(w.Pod.Fd())))
@@ -67,8 +62,13 @@ func New(t testing.TB, o Options) *World {
 			up(t, h, extra, 0)
 		}
 		eth0 := up(t, h, "eth0", o.MTU)
-		address(t, h, eth0, o.Only, pod4+"/24", Pod6+"/64")
+		address(t, h, eth0, o.Only, Pod4+"/24", Pod6+"/64")
 		defaults(t, h, eth0, o.Only, Outside4, Outside6)
+		if o.Route != "" {
+			must(t, h.AddRoute(nl.Route{
+				Link: eth0.Index, Destination: netip.MustParsePrefix(o.Route), Gateway: netip.MustParseAddr(Outside4),
+			}))
+		}
 	})
 	Do(t, w.Guest, func(h *nl.Handle) { up(t, h, "lo", 0) })
 	return w
