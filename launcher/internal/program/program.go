@@ -21,13 +21,16 @@ func commands() map[string]command {
 		"run":          {"run the VM of this Pod (what container vm does)", runVM},
 		"ctl":          {"speak to the running VM: launcher ctl VERB [FLAG]...", runCtl},
 		"probe":        {"exit 0 or 1: agent, state WORD, exec -- CMD, fs MOUNT --min-free N%", runProbe},
+		"node-facts":   {"print what VMs can be on this node, or keep it in files: --watch --out DIR", runNodeFacts},
 		"capabilities": {"ask QEMU what it can do and keep the answer: launcher capabilities DIRECTORY", runCapabilities},
 		"version":      {"print the version", runVersion},
 	}
 }
 
 // order is that of the help text.
-func order() []string { return []string{"run", "ctl", "probe", "capabilities", "version"} }
+func order() []string {
+	return []string{"run", "ctl", "probe", "node-facts", "capabilities", "version"}
+}
 
 // Run is the whole program.
 func Run(ctx context.Context, args []string, std cli.Streams) int {
