@@ -1,6 +1,10 @@
 package api
 
-import "time"
+import (
+	"slices"
+	"strings"
+	"time"
+)
 
 // Config is what podvirt-config says (operations.md 2.2). A zero value means that the key is not set; [Resolve] then
 // takes the built-in default. The launcher, which cannot see the ConfigMap, passes the zero Config.
@@ -8,20 +12,26 @@ type Config struct {
 	// Visible says that podvirt-config was read; without it the cluster's policy is not judged.
 	Visible bool
 
-	Emulation         string // emulation: forbid, allow; "": not visible, not judged
+	Emulation         string // forbid, allow; see [Config.EmulationAllowed]
 	ConsoleDefault    ConsoleMode
 	MachineDefault    string
 	LauncherImage     string
+	RuntimeClass      string
 	PortBase          int
 	CPUDefaultModel   string
 	CPUObsoleteModels []string // as written: a model, or -model to take one off the built-in list
-	CPUAllocation     int      // cpu.allocation-ratio: vCPUs per requested CPU
+	CPUMinModel       string
+	CPULabels         string // none, models, features, all
+	CPUAllocation     int    // cpu.allocation-ratio: vCPUs per requested CPU
 	Memory            MemoryConfig
 	Verbosity         map[string]int // by component, and node.NAME
 	Network           NetworkConfig
 	// DeviceCapacity is devices.capacity.RESOURCE, and RESOURCE.node.NODE, by what follows "devices.capacity.".
 	DeviceCapacity map[string]int
-	StoragePools   []Pool
+	StartupTaint   bool          // nodes.startup-taint
+	MinWrite       time.Duration // nodes.min-write-interval
+	StoragePools   string        // storage.pools, YAML; read by the CSI driver
+	DefaultClass   string        // storage.default-class
 }
 
 // MemoryConfig holds the keys memory.*.
@@ -44,31 +54,35 @@ type NetworkConfig struct {
 	SecondaryBinding Binding
 	AllowedBindings  []Binding
 	V4CIDR, V6CIDR   string
+	SpoofCheck       string // on, off, required
+	MACPrefix        string
+	MACSalt          string
+	MaxNICs          int
 	InstallMethod    string // auto, drop-in, wrap, edit, off
 	ConfDir, BinDir  string
 }
 
-// Pool is one entry of storage.pools (storage.md 2.5).
-type Pool struct {
-	Name         string            `json:"name"`
-	Path         string            `json:"path,omitempty"`
-	Device       string            `json:"device,omitempty"`
-	PVCTemplate  map[string]any    `json:"pvcTemplate,omitempty"`
-	NodeSelector map[string]string `json:"nodeSelector,omitempty"`
-	Format       string            `json:"format,omitempty"`
-	Overcommit   float64           `json:"overcommit,omitempty"`
-	Reserve      string            `json:"reserve,omitempty"`
-	HardSize     string            `json:"hardSize,omitempty"`
-	AllowShared  bool              `json:"allowShared,omitempty"`
-	CacheSize    string            `json:"cacheSize,omitempty"`
-	Default      bool              `json:"default,omitempty"`
-}
+// EmulationAllowed says whether VMs may run without KVM; where the ConfigMap is not visible that is not judged here.
+func (c Config) EmulationAllowed() bool { return !c.judged() || c.Emulation == "allow" }
 
-// ParseConfig reads the data of ConfigMap podvirt-config, strictly: an unknown key and a bad value are errors, all of
-// them are returned at once, and with any error the Config is not to be applied.
-func ParseConfig(data map[string]string) (Config, Errors) {
-	return Config{}, nil
-}
+// judged says whether the reader knows the cluster's policy.
+func (c Config) judged() bool { return c.Visible || c.Emulation != "" }
 
-// Obsolete says whether a CPU model is refused where a VM names it (cpu.obsolete-models).
-func (c Config) Obsolete(model string) bool { return false }
+// Obsolete says whether a CPU model is refused where a VM names it: the built-in list with what cpu.obsolete-models
+// adds and takes off, each with its numbered forms.
+func (c Config) Obsolete(model string) bool {
+	base := model
+	if i := strings.LastIndex(model, "-v"); i > 0 && isDigits(model[i+2:]) {
+		base = model[:i]
+	}
+	listed := func(list []string, prefix string) bool {
+		return slices.Contains(list, prefix+model) || slices.Contains(list, prefix+base)
+	}
+	switch {
+	case listed(c.CPUObsoleteModels, "-"):
+		return false
+	case listed(c.CPUObsoleteModels, ""):
+		return true
+	}
+	return slices.Contains(strings.Fields(obsoleteModels), base)
+}

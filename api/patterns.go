@@ -7,8 +7,6 @@ const (
 	deviceNamePattern = `[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?`
 	octetsPattern     = `[0-9a-fA-F]{2}(?:[:-][0-9a-fA-F]{2}){1,7}`
 	pciPattern        = `[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]`
-	cpuModelPattern   = `[A-Za-z0-9][A-Za-z0-9._+-]{0,63}`
-	cpuFeaturePattern = `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`
 	machinePattern    = `(?:pc-q35|pc-i440fx|virt)-[0-9]{1,3}\.[0-9]{1,3}|s390-ccw-virtio(?:-[0-9]{1,3}\.[0-9]{1,3})?`
 	vcpuListPattern   = `\^?[0-9]{1,4}(?:-[0-9]{1,4})?(?:,\^?[0-9]{1,4}(?:-[0-9]{1,4})?)*`
 	cellListPattern   = `[0-9]{1,3}(?:,[0-9]{1,3})*`

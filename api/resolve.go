@@ -76,7 +76,7 @@ func (r *resolver) cpu() {
 	if cpu.Accelerator == "" {
 		cpu.Accelerator = AcceleratorKVM
 	}
-	if cpu.Accelerator == AcceleratorTCG && r.config.Emulation == "forbid" {
+	if cpu.Accelerator == AcceleratorTCG && !r.config.EmulationAllowed() {
 		r.value("accelerator", "tcg", "emulation is not allowed (emulation: forbid)")
 	}
 	switch {
@@ -102,7 +102,7 @@ func (r *resolver) cpuModel() {
 	cpu := &r.m.CPU
 	switch {
 	case cpu.Model != "":
-		if r.config.Visible && r.config.Obsolete(cpu.Model) {
+		if r.config.judged() && r.config.Obsolete(cpu.Model) {
 			r.value("cpu-model", cpu.Model, cpu.Model+" is on the obsolete list (cpu.obsolete-models)")
 		}
 	case cpu.Accelerator == AcceleratorTCG:

@@ -1,5 +1,10 @@
 package api
 
+import (
+	"regexp"
+	"strings"
+)
+
 func identityRows() []Annotation {
 	const group = "Identity"
 	return []Annotation{
@@ -73,13 +78,13 @@ func cpuRows() []Annotation {
 		},
 		{
 			Key: "cpu-model", Group: group, Change: NewPod, Readers: []Program{Scheduler},
-			Value:   pattern(cpuModelPattern, "not a CPU model; example: Haswell").or("host-model host-passthrough max"),
+			Value:   pattern(`(?:`+alternatives(cpuModels)+`)-v[0-9]{1,2}`, "no such model").or("host-model host-passthrough max " + cpuModels),
 			Default: "`cpu.default-model`, built-in `host-model`; `max` with TCG",
 			Meaning: "CPU the guest sees: a word, or a name the node's QEMU knows",
 		},
 		{
 			Key: "cpu-features", Group: group, Change: NewPod, Readers: []Program{Scheduler}, Kind: Set,
-			Value:    pattern(cpuFeaturePattern, "no such feature"),
+			Value:    word(cpuFeatures).wrong("no such feature"),
 			Policies: []string{"require", "force", "optional", "disable", "forbid"},
 			Default:  "none",
 			Meaning:  "policy per CPU feature: `name[=policy],…`; `require` where none is written",
@@ -132,6 +137,15 @@ func cpuRows() []Annotation {
 			Meaning: "one host cell; guest cells copy the host cells used; exactly N cells of equal share",
 		},
 	}
+}
+
+// alternatives makes a pattern of words.
+func alternatives(words string) string {
+	quoted := strings.Fields(words)
+	for i := range quoted {
+		quoted[i] = regexp.QuoteMeta(quoted[i])
+	}
+	return strings.Join(quoted, "|")
 }
 
 func memoryRows() []Annotation {

@@ -19,13 +19,12 @@ func IsVM(labels map[string]string) bool { return labels[api.LabelVM] != "" }
 
 // Resolve reads a VM Pod with all that a corev1.Pod shows: [api.Resolve], and the rules about Pod fields.
 func Resolve(pod *corev1.Pod, config api.Config) (api.Machine, api.Errors) {
-	view, errs := View(pod)
-	machine, more := api.Resolve(view, config)
-	return machine, errs.Join(more)
+	machine, errs := api.Resolve(Read(pod), config)
+	return machine, errs.Join(Check(pod))
 }
 
-// View returns what [api.Resolve] looks at, and what is wrong with Pod fields that are no annotations.
-func View(pod *corev1.Pod) (api.Pod, api.Errors) {
+// Read returns what [api.Resolve] looks at.
+func Read(pod *corev1.Pod) api.Pod {
 	view := api.Pod{
 		Namespace: pod.Namespace, Name: pod.Name, UID: string(pod.UID),
 		Labels: pod.Labels, Annotations: pod.Annotations, NodeArch: pod.Spec.NodeSelector[corev1.LabelArchStable],
@@ -38,23 +37,38 @@ func View(pod *corev1.Pod) (api.Pod, api.Errors) {
 		grace = time.Duration(*pod.Spec.TerminationGracePeriodSeconds) * time.Second
 	}
 	view.GracePeriod = &grace
-
-	errs := checkSpec(&pod.Spec)
-	i := slices.IndexFunc(pod.Spec.Containers, func(c corev1.Container) bool { return c.Name == api.ContainerName })
-	if i < 0 {
-		return view, append(errs, api.Error{
-			Key:  api.LabelVM,
-			Text: fmt.Sprintf(`%s: %q: no container is named "vm"`, api.LabelVM, pod.Labels[api.LabelVM]),
-		})
+	vm := container(&pod.Spec)
+	if vm == nil {
+		return view
 	}
-	vm := &pod.Spec.Containers[i]
 	view.Limits = amounts(vm.Resources.Limits)
 	requests := amounts(vm.Resources.Requests)
 	view.Requests = &requests
 	view.Terminal = &api.Terminal{Stdin: vm.Stdin, TTY: vm.TTY}
 	view.Seccomp = seccomp(&pod.Spec, vm)
 	view.Paths = paths(&pod.Spec, vm)
-	return view, errs
+	return view
+}
+
+// container returns the container that is the VM, or nil.
+func container(spec *corev1.PodSpec) *corev1.Container {
+	i := slices.IndexFunc(spec.Containers, func(c corev1.Container) bool { return c.Name == api.ContainerName })
+	if i < 0 {
+		return nil
+	}
+	return &spec.Containers[i]
+}
+
+// Check returns what is wrong with the Pod fields that are no annotations.
+func Check(pod *corev1.Pod) api.Errors {
+	errs := checkSpec(&pod.Spec)
+	if container(&pod.Spec) == nil {
+		errs = append(errs, api.Error{
+			Key:  api.LabelVM,
+			Text: fmt.Sprintf(`%s: %q: no container is named "vm"`, api.LabelVM, pod.Labels[api.LabelVM]),
+		})
+	}
+	return errs
 }
 
 // checkSpec refuses what a VM Pod must not have, and a second container that claims to be the VM (VM-001).
