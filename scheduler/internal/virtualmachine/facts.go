@@ -1,7 +1,6 @@
 package virtualmachine
 
 import (
-	"maps"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -42,67 +41,45 @@ func readFacts(node *corev1.Node) *facts {
 	}
 }
 
-// catalog remembers the facts of every Node, so that the annotation is parsed once per change and not once per Pod,
-// and counts which names exist anywhere: the dictionary for spelling mistakes (SC-027).
+// catalog remembers the facts of every Node, so that the annotation is parsed once per change and not once per Pod.
 type catalog struct {
-	mu       sync.RWMutex
-	nodes    map[string]*facts
-	models   map[string]int // nodes that offer it
-	features map[string]int
+	mu    sync.RWMutex
+	nodes map[string]*facts
 }
 
-func newCatalog() *catalog {
-	return &catalog{nodes: map[string]*facts{}, models: map[string]int{}, features: map[string]int{}}
-}
+func newCatalog() *catalog { return &catalog{nodes: map[string]*facts{}} }
 
 // get returns the facts of a Node as the scheduler's snapshot has it, which may be older or newer than the last event.
 func (c *catalog) get(node *corev1.Node) *facts {
-	c.mu.RLock()
-	known := c.nodes[node.Name]
-	c.mu.RUnlock()
-	if known != nil && known.raw == node.Annotations[api.NodeCPU] {
+	if known := c.known(node); known != nil {
 		return known
 	}
 	return readFacts(node)
 }
 
-// names returns the dictionaries of models and features, and how many Nodes have readable facts.
-func (c *catalog) names() (models, features []string, nodes int) {
+// known returns the remembered facts if they were read from the annotation that this Node has.
+func (c *catalog) known(node *corev1.Node) *facts {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
-	for _, f := range c.nodes {
-		if f.err == nil {
-			nodes++
-		}
+	if f := c.nodes[node.Name]; f != nil && f.raw == node.Annotations[api.NodeCPU] {
+		return f
 	}
-	return keys(c.models), keys(c.features), nodes
-}
-
-// offered says whether any Node offers the model and the feature.
-func (c *catalog) offersModel(model string) bool {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	return c.models[model] > 0
-}
-
-func (c *catalog) offersFeature(feature string) bool {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	return c.features[feature] > 0
+	return nil
 }
 
 func (c *catalog) onUpdate(obj any) {
 	node, ok := obj.(*corev1.Node)
-	if !ok {
+	if !ok || c.known(node) != nil {
 		return
 	}
-	c.mu.RLock()
-	known := c.nodes[node.Name]
-	c.mu.RUnlock()
-	if known != nil && known.raw == node.Annotations[api.NodeCPU] {
+	now := readFacts(node)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if now == nil {
+		delete(c.nodes, node.Name)
 		return
 	}
-	c.replace(node.Name, readFacts(node))
+	c.nodes[node.Name] = now
 }
 
 func (c *catalog) onDelete(obj any) {
@@ -110,38 +87,8 @@ func (c *catalog) onDelete(obj any) {
 		obj = gone.Obj
 	}
 	if node, ok := obj.(*corev1.Node); ok {
-		c.replace(node.Name, nil)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.nodes, node.Name)
 	}
-}
-
-func (c *catalog) replace(name string, now *facts) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if before := c.nodes[name]; before != nil {
-		count(c.models, before.models, -1)
-		count(c.features, before.features, -1)
-	}
-	if now == nil {
-		delete(c.nodes, name)
-		return
-	}
-	c.nodes[name] = now
-	count(c.models, now.models, 1)
-	count(c.features, now.features, 1)
-}
-
-func count(counts map[string]int, names sets.Set[string], by int) {
-	for name := range names {
-		if counts[name] += by; counts[name] == 0 {
-			delete(counts, name)
-		}
-	}
-}
-
-func keys(counts map[string]int) []string {
-	list := make([]string, 0, len(counts))
-	for name := range maps.Keys(counts) {
-		list = append(list, name)
-	}
-	return list
 }

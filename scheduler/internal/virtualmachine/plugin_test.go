@@ -140,7 +140,7 @@ func TestPlacement(t *testing.T) {
 			"modern": {"CPU feature avx2 forbidden but present"}, "stale": {reasonStaleFacts}, "bare": {reasonNoFacts},
 			"emulated": {"accelerator kvm not usable"},
 		}},
-		"force, optional and disable never filter": {map[string]string{"cpu-features": "a1=force,b1=optional,avx2=disable"}, map[string][]string{
+		"force, optional and disable never filter": {map[string]string{"cpu-features": "svm=force,sse4a=optional,avx2=disable"}, map[string][]string{
 			"emulated": {"accelerator kvm not usable"}, "stale": {reasonStaleFacts}, "bare": {reasonNoFacts},
 		}},
 		"more vCPUs than the machine takes": {map[string]string{"cpu-topology": "cores=9"}, map[string][]string{
@@ -150,8 +150,8 @@ func TestPlacement(t *testing.T) {
 		"a model in the wrong case": {map[string]string{"cpu-model": "haswell"}, map[string][]string{
 			"": {`podvirt.dev/cpu-model: "haswell": no such model; nearest: Haswell`},
 		}},
-		"a feature that no node knows, near one that some do": {map[string]string{"cpu-features": "avx5"}, map[string][]string{
-			"": {"podvirt.dev/cpu-features: avx5: no node offers it; nearest: avx2"},
+		"a feature that does not exist": {map[string]string{"cpu-features": "avx5"}, map[string][]string{
+			"": {"podvirt.dev/cpu-features: avx5: no such feature; nearest: avx"},
 		}},
 		"emulation needs leave": {map[string]string{"accelerator": "tcg"}, map[string][]string{
 			"": {`podvirt.dev/accelerator: "tcg": emulation is not allowed (emulation: forbid)`},
@@ -294,19 +294,24 @@ func TestDecodeArgs(t *testing.T) {
 	}
 }
 
-func TestCatalogForgetsNames(t *testing.T) {
+func TestCatalogFollowsNodes(t *testing.T) {
 	node := testNode(t, "n", nil)
 	c := newCatalog()
 	c.onUpdate(node)
-	if !c.offersModel("Penryn") || !c.offersFeature("aes") {
-		t.Fatal("facts of a Node were not counted")
+	first := c.get(node)
+	if first == nil || !first.models.Has("Penryn") {
+		t.Fatalf("facts = %+v", first)
 	}
-	c.onUpdate(testNode(t, "n", func(f *api.CPUFacts) { f.Models = []string{"Nehalem"} }))
-	if c.offersModel("Penryn") || !c.offersModel("Nehalem") {
-		t.Error("a changed fact did not replace the old one")
+	c.onUpdate(node.DeepCopy())
+	if c.get(node) != first {
+		t.Error("equal annotations were parsed again")
+	}
+	changed := testNode(t, "n", func(f *api.CPUFacts) { f.Models = []string{"Nehalem"} })
+	if got := c.get(changed); got.models.Has("Penryn") {
+		t.Error("a snapshot newer than the last event got old facts")
 	}
 	c.onDelete(node)
-	if models, features, nodes := c.names(); len(models)+len(features)+nodes != 0 {
-		t.Errorf("after the Node: %v, %v, %d; want nothing", models, features, nodes)
+	if len(c.nodes) != 0 {
+		t.Errorf("facts of a deleted Node stay: %v", c.nodes)
 	}
 }
