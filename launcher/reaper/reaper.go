@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"podvirt.dev/launcher/internal/shrink"
 )
 
 const (
@@ -68,7 +70,7 @@ func lookup(env []string, name, otherwise string) string {
 func (r *reaper) loop(signals <-chan os.Signal) int {
 	var again <-chan time.Time
 	for {
-		shrink()
+		shrink.Code()
 		select {
 		case s := <-signals:
 			if s != syscall.SIGCHLD {

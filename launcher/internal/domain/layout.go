@@ -25,7 +25,8 @@ const (
 	slotUSB      = 0x09
 	slotNIC      = 0x0a // nic.default
 	firstFree    = 0x0b // disks and further NICs
-	lastFree     = 0x1c // 0x1f is the chipset's; the rest is kept
+	lastFree     = 0x1c
+	slotSeed     = 0x1d // the seed of cloud-init; 0x1e is kept, 0x1f is the chipset's
 )
 
 // spareRootPorts are the PCIe ports for devices that are plugged in later (hotplug-ports, vm.md 2.2).
@@ -42,6 +43,9 @@ const (
 	keyPanic    = "panic"
 	keyUSB      = "usb"
 )
+
+// SeedDisk is the name of the seed among the disks of a Host. No annotation can give it to a disk, for its underscore.
+const SeedDisk = "cloud_init"
 
 func diskKey(name string) string { return "disk." + name }
 func nicKey(name string) string  { return "nic." + name }
@@ -61,7 +65,7 @@ func fixedPlaces() Layout {
 	return Layout{
 		keyVideo: {slotVideo, 0}, keySCSI: {slotSCSI, 0}, keySerial: {slotSerial, 0}, keyBalloon: {slotBalloon, 0},
 		keyRNG: {slotRNG, 0}, keyWatchdog: {slotWatchdog, 0}, keyPanic: {slotPanic, 0}, keyUSB: {slotUSB, 0},
-		nicKey("default"): {slotNIC, 0},
+		nicKey("default"): {slotNIC, 0}, diskKey(SeedDisk): {slotSeed, 0},
 	}
 }
 

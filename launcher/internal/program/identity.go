@@ -36,21 +36,22 @@ func stateOf(vm api.Machine) state {
 }
 
 // uuid is the SMBIOS system UUID: what the user says, else what was, else a function of namespace and name (VM-064).
-func (s state) uuid(vm api.Machine) (uuid.UUID, error) {
-	if vm.UUID != "" {
-		return uuid.Parse(vm.UUID)
-	}
-	if text, err := s.read(stateUUID); err != nil {
+func (s state) uuid(vm api.Machine, given bool) (uuid.UUID, error) {
+	kept, err := s.read(stateUUID)
+	if err != nil {
 		return uuid.UUID{}, err
-	} else if text != "" {
-		id, err := uuid.Parse(text)
+	}
+	if kept != "" && !given {
+		id, err := uuid.Parse(kept)
 		if err != nil {
 			return uuid.UUID{}, fmt.Errorf("%s: not a UUID", filepath.Join(s.dir, stateUUID))
 		}
 		return id, nil
 	}
-	space := uuid.NewSHA1(uuid.NameSpaceDNS, []byte("podvirt.dev"))
-	id := uuid.NewSHA1(space, []byte(vm.Namespace+"/"+vm.ID))
+	id, err := uuid.Parse(vm.UUID)
+	if err != nil || kept == id.String() {
+		return id, err
+	}
 	return id, s.write(stateUUID, []byte(id.String()+"\n"))
 }
 

@@ -42,7 +42,7 @@ func runVM(ctx context.Context, args []string, std cli.Streams) int {
 	}
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryLimit)
-	vm, loadErr := load()
+	vm, _, loadErr := load()
 	ctx, closeLog := withLog(ctx, vm, std)
 	defer closeLog()
 	logger := klog.FromContext(ctx)
@@ -78,7 +78,8 @@ type instance struct {
 	log     *console.LogWriter // nil unless console=log
 	starter *starter
 
-	memory memoryEvents
+	settled chan struct{} // a start is over
+	memory  memoryEvents
 
 	mu     sync.Mutex
 	mark   mark
@@ -121,7 +122,7 @@ func newInstance(ctx context.Context, vm api.Machine, std cli.Streams) (*instanc
 	if err != nil {
 		return nil, err
 	}
-	i := &instance{vm: vm, std: std, conn: conn, network: newNetwork(), memory: readMemoryEvents()}
+	i := &instance{vm: vm, std: std, conn: conn, network: newNetwork(), memory: readMemoryEvents(), settled: make(chan struct{}, 1)}
 	for n := range 1 + vm.Serial {
 		i.ports = append(i.ports, console.New(api.PathRun+"/"+domain.SerialSocket(n)))
 	}
@@ -148,6 +149,7 @@ func (i *instance) run(ctx context.Context, earlier *mark) lifecycle.Outcome {
 		return lifecycle.Outcome{Reason: api.ReasonInternal, Text: err.Error()}
 	}
 	beside.Go(func() { housekeeping(side) })
+	beside.Go(func() { settle(side, i.settled) })
 	if earlier == nil {
 		return i.machine.Run(ctx, nil, time.Time{})
 	}
@@ -170,6 +172,7 @@ func (i *instance) goOn(ctx context.Context, earlier *mark) lifecycle.Outcome {
 	if err := i.starter.again(ctx); err != nil {
 		klog.FromContext(ctx).Error(err, "what belongs to the running guest is not all there again")
 	}
+	i.begun()
 	klog.FromContext(ctx).Info("the running guest is back", "state", state, "pid", earlier.PID)
 	return i.machine.Run(ctx, dom, earlier.Started)
 }
@@ -182,6 +185,14 @@ func (i *instance) lost(ctx context.Context, err error) lifecycle.Outcome {
 	return death(ctx, i.pid(), i.memory)
 }
 
+// begun wakes who waits for the end of a start.
+func (i *instance) begun() {
+	select {
+	case i.settled <- struct{}{}:
+	default:
+	}
+}
+
 func (i *instance) pid() int {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -191,7 +202,7 @@ func (i *instance) pid() int {
 // currentPolicy reads the annotations again: on-poweroff and its kin are obeyed as they stand when something happens. An
 // edit with a mistake changes nothing.
 func (i *instance) currentPolicy() lifecycle.Policy {
-	vm, err := load()
+	vm, _, err := load()
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if err == nil {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/klog/v2"
 	"libvirt.org/go/libvirtxml"
 
 	"podvirt.dev/api"
@@ -24,6 +25,7 @@ type starter struct {
 	*instance
 	claims *disks.Claims
 	steps  map[string]time.Duration // of the last start
+	given  bool                     // the user says the UUID
 }
 
 var _ lifecycle.Starter = (*starter)(nil)
@@ -44,8 +46,8 @@ func (s *starter) Start(ctx context.Context) (virt.Domain, error) {
 		{Name: "accelerator", Do: func(context.Context) error { return checkAccelerator(s.vm) }},
 		{Name: "identity", Do: func(context.Context) error { return s.identity(p) }},
 		{Name: "disks", Do: func(ctx context.Context) error { return s.prepareDisks(ctx, p) }},
-		{Name: "seed", Do: func(context.Context) error { return s.seed(p) }},
 		{Name: "network", Do: func(ctx context.Context) error { return s.connect(ctx, p) }},
+		{Name: "seed", Do: func(ctx context.Context) error { return s.seed(klog.FromContext(ctx), p, s.network.list()) }},
 		{Name: "claim", Do: s.claim(p), Undo: func(context.Context) error { s.release(); return nil }},
 		{Name: "build", Do: func(context.Context) error { return s.build(p) }},
 		{Name: "define", Do: func(context.Context) error { return s.define(p) }, Undo: p.undefine},
@@ -56,6 +58,7 @@ func (s *starter) Start(ctx context.Context) (virt.Domain, error) {
 	s.mu.Lock()
 	s.steps = took
 	s.mu.Unlock()
+	s.begun()
 	return p.dom, err
 }
 
@@ -71,13 +74,13 @@ func (s *starter) again(ctx context.Context) error {
 }
 
 func (s *starter) read() error {
-	vm, err := load()
+	vm, annotations, err := load()
 	if err != nil {
 		return err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.vm = vm
+	s.vm, s.given = vm, annotations[api.KeyUUID] != ""
 	return nil
 }
 
@@ -99,7 +102,7 @@ func checkAccelerator(vm api.Machine) error {
 
 func (s *starter) identity(p *plan) error {
 	st := stateOf(s.vm)
-	id, err := st.uuid(s.vm)
+	id, err := st.uuid(s.vm, s.given)
 	if err != nil {
 		return err
 	}

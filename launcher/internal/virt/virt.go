@@ -95,6 +95,9 @@ type Conn interface {
 	// DomainCapabilities returns what this machine's QEMU offers for an architecture ("x86_64"), a machine type ("q35")
 	// and an accelerator ("kvm", "qemu"), as XML. Empty words stand for the default.
 	DomainCapabilities(arch, machine, accelerator string) (string, error)
+	// ExpandCPU returns a CPU description (the XML element cpu) with every feature written out that a guest with it would
+	// have under an architecture, machine type and accelerator, as DomainCapabilities takes them.
+	ExpandCPU(arch, machine, accelerator, cpu string) (string, error)
 	// Version of the driver and of the hypervisor, each major*1000000 + minor*1000 + release.
 	Version() (library, hypervisor uint32, err error)
 	// Close leaves the driver; domains go on running.
