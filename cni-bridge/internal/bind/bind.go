@@ -15,17 +15,10 @@ import (
 	"podvirt.dev/cni-bridge/internal/journal"
 	"podvirt.dev/cni-bridge/internal/nat"
 	"podvirt.dev/cni-bridge/internal/nicplan"
+	"podvirt.dev/internal/loopback"
 	"podvirt.dev/internal/nicalias"
 	"podvirt.dev/internal/nl"
 )
-
-// LoopbackPriority is the SO_PRIORITY by which the launcher's own connections to 127.0.0.1 and ::1 are left alone. It is one of
-// the values that need no privilege and that the kernel never derives from a type of service (net/ipv4/route.c, ip_tos2prio).
-const LoopbackPriority = 5
-
-// LoopbackPort is where the launcher listens on 127.0.0.1 and ::1 for what is redirected to it: the spare one of its
-// four ports, of which the pod IP is not concerned.
-func LoopbackPort(base uint16) uint16 { return base + 2 }
 
 // NIC is a planned NIC with what the namespace adds to it.
 type NIC struct {
@@ -125,7 +118,7 @@ func natSpec(spec Spec, nic NIC, tap string) nat.Spec {
 		V4:    nat.Family{Guest: nic.V4.Guest.Addr(), Pod: nic.V4.Pod},
 		V6:    nat.Family{Guest: nic.V6.Guest.Addr(), Pod: nic.V6.Pod},
 		Ports: nic.Ports, Reserved: spec.Reserved,
-		Loopback: nat.Loopback{Port: LoopbackPort(spec.PortBase), Priority: LoopbackPriority},
+		Loopback: nat.Loopback{Port: loopback.Port(spec.PortBase), Priority: loopback.Priority},
 	}
 }
 

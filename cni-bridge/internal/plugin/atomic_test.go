@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(envOpen) != "" {
 		os.Exit(openAs())
 	}
+	if os.Getenv(envProxy) != "" {
+		os.Exit(runProxy())
+	}
 	os.Exit(m.Run())
 }
 

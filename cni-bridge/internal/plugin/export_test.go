@@ -1,8 +1,10 @@
 package plugin
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -10,11 +12,26 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"podvirt.dev/internal/loopback"
 	"podvirt.dev/internal/nl"
 )
 
 // nlHandle keeps the tests' signatures short.
 type nlHandle = nl.Handle
+
+// envProxy makes the test binary the launcher's loopback proxy, as the launcher's user.
+const envProxy = "PODVIRT_TEST_PROXY"
+
+func runProxy() int {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	proxy := loopback.Proxy{PortBase: 49152, Guest: []netip.Addr{netip.MustParseAddr("10.0.2.2"), netip.MustParseAddr("fd10:0:2::2")}}
+	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(107), syscall.Setuid(107), proxy.Run(ctx)); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
 
 // openAs opens the tap of envOpen as the user of envUser and returns an exit code.
 func openAs() int {

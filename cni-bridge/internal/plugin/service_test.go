@@ -5,19 +5,17 @@ import (
 	"errors"
 	"io"
 	"net"
-	"net/netip"
 	"os"
-	"syscall"
+	"os/exec"
+	"runtime"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/gopacket/gopacket"
 	"github.com/gopacket/gopacket/layers"
 	"golang.org/x/sys/unix"
 
-	"podvirt.dev/cni-bridge/internal/bind"
 	"podvirt.dev/cni-bridge/internal/world"
 	"podvirt.dev/internal/nl"
 )
@@ -208,73 +206,76 @@ func checksum(data []byte) uint16 {
 	return ^uint16(sum + sum>>16)
 }
 
-// TestLoopbackIsTheLaunchers plays the launcher's side of NW-019: a listener on both loopback addresses reads which
-// port a connection was for, and a socket with the priority reaches the Pod's own listener.
-func TestLoopbackIsTheLaunchers(t *testing.T) {
-	a := newAttachment(t, world.Options{}, vmPod(""))
+// TestLoopbackReachesTheGuest runs the launcher's proxy in the Pod, as the launcher's user (NW-019).
+func TestLoopbackReachesTheGuest(t *testing.T) {
+	a := newAttachment(t, world.Options{}, vmPod("ports=80"))
 	must(t, a.add(t))
-	port := int(bind.LoopbackPort(49152))
-	for _, lo := range []string{"127.0.0.1", "::1"} {
-		t.Run(lo, func(t *testing.T) {
-			var listener net.Listener
-			must(t, a.Pod.Do(func(ns.NetNS) error {
-				var err error
-				listener, err = net.Listen("tcp", join(lo, port))
-				return err
-			}))
-			defer listener.Close()
-			asked := make(chan netip.AddrPort, 1)
-			go func() {
-				conn, err := listener.Accept()
-				if err != nil {
-					return
+	a.Boot(t)
+	for _, port := range []string{"80", "5432"} {
+		world.Listen(t, a.Guest, net.JoinHostPort("", port))
+	}
+	startProxy(t, a.Pod)
+	for _, row := range []struct{ lo, gateway string }{{"127.0.0.1", "10.0.2.1"}, {"::1", "fd10:0:2::1"}} {
+		t.Run(row.lo, func(t *testing.T) {
+			world.Listen(t, a.Pod, join(row.lo, 15000))
+			for _, port := range []int{80, 5432} {
+				if got, err := world.Ask(a.Pod, join(row.lo, port)); got != row.gateway || err != nil {
+					t.Errorf("port %d: the guest saw %q, %v; want %s", port, got, err, row.gateway)
 				}
-				asked <- originalDestination(conn.(*net.TCPConn))
-				_ = conn.Close()
-			}()
-			conn, err := world.Dial(a.Pod, "tcp", join(lo, 5432))
-			must(t, err)
-			_, _ = io.ReadAll(conn)
-			must(t, conn.Close())
-			if got := <-asked; got.Port() != 5432 {
-				t.Errorf("the launcher reads %s; want port 5432", got)
 			}
-
-			world.Listen(t, a.Pod, join(lo, 15000))
-			exempt := func(d *net.Dialer) { d.Control = setPriority }
-			if got, err := world.Ask(a.Pod, join(lo, 15000), exempt); err != nil || got != lo {
-				t.Errorf("the Pod's own listener saw %q, %v; want %s", got, err, lo)
+			if got, err := world.Ask(a.Pod, join(row.lo, 15000)); got != row.lo || err != nil {
+				t.Errorf("the Pod's own listener saw %q, %v; want %s", got, err, row.lo)
 			}
+			began := time.Now()
+			if got, err := world.Ask(a.Pod, join(row.lo, 81)); err == nil || time.Since(began) > time.Second {
+				t.Errorf("a closed port answered %q, %v after %s; want a reset within a second", got, err, time.Since(began))
+			}
+			if got, err := world.Ask(a.Pod, join(row.lo, 49154)); err == nil {
+				t.Errorf("the proxy's own port answered %q; want a reset", got)
+			}
+			bulk(t, a, join(row.lo, 80))
 		})
 	}
 }
 
-func setPriority(_, _ string, raw syscall.RawConn) error {
-	var err error
-	if controlErr := raw.Control(func(fd uintptr) {
-		err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PRIORITY, bind.LoopbackPriority)
-	}); controlErr != nil {
-		return controlErr
+// bulk sends 32 MiB there and back.
+func bulk(t *testing.T, a *attachment, address string) {
+	t.Helper()
+	conn, err := world.Dial(a.Pod, "tcp", address)
+	must(t, err)
+	defer conn.Close()
+	must(t, conn.SetDeadline(time.Now().Add(30*time.Second)))
+	const size = 32 << 20
+	sent := bytes.Repeat([]byte("0123456789abcdef"), size/16)
+	go func() {
+		_, _ = conn.Write(sent)
+		_ = conn.(*net.TCPConn).CloseWrite()
+	}()
+	got, err := io.ReadAll(conn)
+	if err != nil || !bytes.HasSuffix(got, sent) {
+		t.Errorf("%d bytes came back, %v; want all and the end", len(got), err)
 	}
-	return err
 }
 
-// originalDestination is getsockopt(SO_ORIGINAL_DST), which needs no privilege.
-func originalDestination(conn *net.TCPConn) netip.AddrPort {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return netip.AddrPort{}
-	}
-	var address unix.RawSockaddrInet6 // the larger one
-	_ = raw.Control(func(fd uintptr) {
-		level := unix.SOL_IP
-		if conn.LocalAddr().(*net.TCPAddr).IP.To4() == nil {
-			level = unix.SOL_IPV6
+// startProxy runs the proxy in a process of its own, since goroutines of this one are not bound to the namespace.
+func startProxy(t *testing.T, netns ns.NetNS) {
+	t.Helper()
+	self, err := os.Executable()
+	must(t, err)
+	cmd := exec.CommandContext(t.Context(), self)
+	cmd.Env = append(os.Environ(), envProxy+"=49152")
+	cmd.Stderr = os.Stderr
+	must(t, netns.Do(func(ns.NetNS) error { return cmd.Start() }))
+	t.Cleanup(func() { _ = cmd.Wait() })
+	for deadline := time.Now().Add(world.Timeout); ; {
+		conn, err := world.Dial(netns, "tcp", "127.0.0.1:49154")
+		if err == nil {
+			_ = conn.Close()
+			return
 		}
-		size := uint32(unsafe.Sizeof(address))
-		_, _, _ = unix.Syscall6(unix.SYS_GETSOCKOPT, fd, uintptr(level), unix.SO_ORIGINAL_DST,
-			uintptr(unsafe.Pointer(&address)), uintptr(unsafe.Pointer(&size)), 0)
-	})
-	port := address.Port>>8 | address.Port<<8 // both families have it at the same place, in network byte order
-	return netip.AddrPortFrom(netip.IPv6Unspecified(), port)
+		if time.Now().After(deadline) {
+			t.Fatal("the proxy did not start")
+		}
+		runtime.Gosched()
+	}
 }
