@@ -49,7 +49,7 @@ func firmwareFiles(arch string) map[string][]string {
 	return map[string][]string{
 		"bios":             {"usr/share/seabios/bios-256k.bin", "usr/share/qemu/bios-256k.bin"},
 		"uefi":             {"usr/share/OVMF/OVMF_CODE_4M.fd", "usr/share/OVMF/OVMF_CODE.fd"},
-		"uefi-secure-boot": {"usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "usr/share/OVMF/OVMF_CODE_4M.ms.fd", "usr/share/OVMF/OVMF_CODE.secboot.fd"},
+		"uefi-secure-boot": {"usr/share/OVMF/OVMF_CODE_4M.secboot.fd", "usr/share/OVMF/OVMF_CODE_4M.ms.fd"},
 	}
 }
 

@@ -1,0 +1,78 @@
+package status
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"podvirt.dev/api"
+)
+
+// Condition is one condition of the VM Pod as the controller copies it (spec vm.md 2.8).
+type Condition struct {
+	Type    string `json:"type"`
+	Status  string `json:"status"` // True or False
+	Reason  string `json:"reason,omitempty"`
+	Message string `json:"message,omitempty"`
+}
+
+// Facts are what conditions are made of.
+type Facts struct {
+	State          api.State
+	Reason         string // why it is paused
+	AgentConnected bool
+	AgentVersion   string
+	IOErrors       map[string]int // by disk
+	LastIOError    string
+	StateMounted   bool // /vm/state is mounted
+	NeedsState     bool // firmware variables or a TPM that a restart would lose
+}
+
+// Conditions returns the conditions that the launcher decides, in the order of their types.
+func Conditions(f Facts) []Condition {
+	list := []Condition{
+		{Type: api.ConditionAgentConnected, Status: word(f.AgentConnected), Message: f.AgentVersion},
+		diskError(f),
+		{Type: api.ConditionGuestRunning, Status: word(f.State == api.StateRunning), Reason: pascal(string(f.State))},
+		{Type: api.ConditionPaused, Status: word(f.State == api.StatePaused), Reason: pascal(f.Reason)},
+		{Type: api.ConditionStateEphemeral, Status: word(f.NeedsState && !f.StateMounted)},
+	}
+	if f.NeedsState && !f.StateMounted {
+		list[4].Message = "nothing is mounted at " + api.PathState + ": firmware variables and TPM end with the Pod"
+	}
+	return list
+}
+
+func diskError(f Facts) Condition {
+	if len(f.IOErrors) == 0 {
+		return Condition{Type: api.ConditionDiskError, Status: word(false)}
+	}
+	disks := make([]string, 0, len(f.IOErrors))
+	for disk, n := range f.IOErrors {
+		disks = append(disks, fmt.Sprintf("%s: %d errors", disk, n))
+	}
+	slices.Sort(disks)
+	message := strings.Join(disks, ", ")
+	if f.LastIOError != "" {
+		message += "; last: " + f.LastIOError
+	}
+	return Condition{Type: api.ConditionDiskError, Status: word(true), Reason: "IOError", Message: message}
+}
+
+func word(yes bool) string {
+	if yes {
+		return "True"
+	}
+	return "False"
+}
+
+// pascal turns a word of ours into a reason as Kubernetes wants it: io-error becomes IoError.
+func pascal(text string) string {
+	var b strings.Builder
+	for part := range strings.SplitSeq(text, "-") {
+		if part != "" {
+			b.WriteString(strings.ToUpper(part[:1]) + part[1:])
+		}
+	}
+	return b.String()
+}
