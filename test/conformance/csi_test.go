@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -30,6 +31,21 @@ var undeclared = []string{
 	"ControllerPublishVolume", "ControllerUnpublishVolume", "volume lifecycle", // no attach, for good
 	"napshot", "GroupController", "source volume", // clones and snapshots
 	"ExpandVolume", "ModifyVolume", "volume attribute class", "ListVolumeHealth", "NodeGetVolumeHealth", "NodeGetStorageHealth",
+}
+
+// envPrivate marks the process that has a mount namespace of its own.
+const envPrivate = "PODVIRT_TEST_PRIVATE_MOUNTS"
+
+// TestMain moves the tests into a mount namespace of their own: in the machine's, every program that makes a namespace
+// meanwhile would keep a copy of their mounts, and with it their loop devices, alive.
+func TestMain(m *testing.M) {
+	unshare, err := exec.LookPath("unshare")
+	if os.Getuid() != 0 || os.Getenv(envPrivate) != "" || err != nil {
+		os.Exit(m.Run())
+	}
+	argv := append([]string{unshare, "--mount", "--propagation=private", "--"}, os.Args...)
+	fmt.Fprintln(os.Stderr, syscall.Exec(unshare, argv, append(os.Environ(), envPrivate+"=1")))
+	os.Exit(1)
 }
 
 // TestSanity runs csi-sanity against the built driver: Filesystem and Block mode on a pool of each file system.

@@ -1,0 +1,134 @@
+// Package pooltest gives tests real file systems for pools: image files mounted by loop, gone when the test ends.
+package pooltest
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"podvirt.dev/csi-hostpath/internal/mounts"
+	"podvirt.dev/internal/require"
+)
+
+// Types are the file systems that pools are tested on.
+func Types() []string { return []string{"xfs", "ext4", "btrfs"} }
+
+// FileSystem mounts a new file system of the type and size in bytes and returns its directory. The path is
+// ROOT/pools/NAME, so that ROOT can be the root of pools.
+func FileSystem(t testing.TB, fsType string, size int64) string {
+	t.Helper()
+	require.Root(t)
+	_, err := exec.LookPath("mkfs." + fsType)
+	require.Feature(t, err == nil, "mkfs."+fsType)
+	root := t.TempDir()
+	image, dir := filepath.Join(root, fsType+".img"), filepath.Join(root, "pools", fsType)
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(image, nil, 0o600), os.Truncate(image, size)); err != nil {
+		t.Fatal(err)
+	}
+	Run(t, "mkfs."+fsType, "-q", image)
+	Run(t, "mount", "-o", "loop", image, dir)
+	t.Cleanup(func() {
+		if err := mounts.UnmountTree(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// Run runs a program that must succeed.
+func Run(t testing.TB, argv ...string) string {
+	t.Helper()
+	out, err := exec.Command(argv[0], argv[1:]...).CombinedOutput() //nolint:noctx // ends by itself, before the test does
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", strings.Join(argv, " "), err, out)
+	}
+	return string(out)
+}
+
+// Eventually polls until done returns nil, at most 30 s.
+func Eventually(t testing.TB, done func() error) {
+	t.Helper()
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	deadline := time.After(30 * time.Second)
+	for {
+		err := done()
+		if err == nil {
+			return
+		}
+		select {
+		case <-ticker.C:
+		case <-deadline:
+			t.Fatalf("after 30 s still: %v", err)
+		}
+	}
+}
+
+// ExpectNothingLeft waits until the pool holds no volume and nothing unfinished, and fails when a loop device or a
+// mount of it remains.
+func ExpectNothingLeft(t testing.TB, pool string) {
+	t.Helper()
+	Eventually(t, func() error {
+		var errs []error
+		for _, name := range []string{"volumes", "tmp", "trash"} {
+			entries, err := os.ReadDir(filepath.Join(pool, name))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) || len(entries) > 0 {
+				errs = append(errs, fmt.Errorf("%s: %v, %w", name, entries, err))
+			}
+		}
+		// The kernel lets a device that clears itself go a moment after its file system was unmounted.
+		if devices := LoopDevices(t, pool); len(devices) > 0 {
+			errs = append(errs, fmt.Errorf("loop devices are left over files of the pool: %v", devices))
+		}
+		return errors.Join(errs...)
+	})
+	table, err := mounts.Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, mount := range table {
+		if strings.Contains(mount.Source, "hostpath.csi.podvirt.dev/") || strings.HasPrefix(mount.Point, pool+"/") {
+			t.Errorf("a mount is left: %+v", mount)
+		}
+	}
+}
+
+// LoopDevices returns the names of devices over files below a directory, also of files that were removed.
+func LoopDevices(t testing.TB, dir string) []string {
+	t.Helper()
+	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var devices []string
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err == nil && strings.HasPrefix(string(data), dir+"/") {
+			devices = append(devices, filepath.Base(filepath.Dir(filepath.Dir(file))))
+		}
+	}
+	return devices
+}
+
+// envPrivate marks the process that has a mount namespace of its own.
+const envPrivate = "PODVIRT_TEST_PRIVATE_MOUNTS"
+
+// Main runs the tests of a package in a mount namespace of their own. In the machine's namespace every program that
+// makes a namespace meanwhile would keep a copy of the tests' mounts, and with it their loop devices, alive.
+func Main(m *testing.M) int {
+	unshare, err := exec.LookPath("unshare")
+	if os.Getuid() != 0 || os.Getenv(envPrivate) != "" || err != nil {
+		return m.Run()
+	}
+	argv := append([]string{unshare, "--mount", "--propagation=private", "--"}, os.Args...)
+	err = syscall.Exec(unshare, argv, append(os.Environ(), envPrivate+"=1"))
+	fmt.Fprintln(os.Stderr, "running the tests in a namespace of their own:", err)
+	return 1
+}
