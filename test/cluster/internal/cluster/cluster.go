@@ -89,7 +89,7 @@ func (c *Cluster) Up(ctx context.Context) error {
 	}
 	wait, cancelWait := context.WithTimeout(ctx, upTimeout)
 	defer cancelWait()
-	if err := c.waitNodes(wait); err != nil {
+	if err := errors.Join(c.waitNodes(wait), c.applyAddons(wait, paths["kubectl"])); err != nil {
 		return fmt.Errorf("%w; logs: %s", err, filepath.Join(c.Layout.State, "machines/*/var/log/podvirt"))
 	}
 	return nil
@@ -134,15 +134,22 @@ func (c *Cluster) lock() (unlock func(), err error) {
 	}
 }
 
-// startSupervisor runs a copy of this program, since "go run" removes its own when it ends.
+// startSupervisor starts the supervisor, which outlives this process. It is built, since this process may be a test, or a
+// program that "go run" removes when it ends.
 func (c *Cluster) startSupervisor(ctx context.Context) error {
 	run := filepath.Join(c.Layout.State, "run")
 	if err := os.MkdirAll(run, 0o755); err != nil {
 		return err
 	}
-	self := filepath.Join(run, "podvirt-local")
-	if err := copyFile("/proc/self/exe", self); err != nil {
+	root, err := sourceRoot(ctx)
+	if err != nil {
 		return err
+	}
+	self := filepath.Join(run, "podvirt-local")
+	build := exec.CommandContext(ctx, "go", "build", "-o", self, "./test/cluster/local")
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("building the supervisor: %w: %s", err, out)
 	}
 	if supervise.HasSystemd() {
 		return c.startUnit(ctx, self)
@@ -200,21 +207,4 @@ func (c *Cluster) startUnit(ctx context.Context, self string) error {
 
 func (c *Cluster) env() []string {
 	return append(c.Layout.Env(), "PATH="+os.Getenv("PATH"))
-}
-
-func copyFile(from, to string) error {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer in.Close() //nolint:errcheck // only read
-	out, err := os.OpenFile(to+".tmp", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o755)
-	if err != nil {
-		return err
-	}
-	_, err = io.Copy(out, in)
-	if err := errors.Join(err, out.Close()); err != nil {
-		return err
-	}
-	return os.Rename(to+".tmp", to)
 }

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"time"
@@ -14,23 +12,11 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/clientcmd"
 	"podvirt.dev/test/cluster/internal/layout"
 	"podvirt.dev/test/cluster/internal/supervise"
 )
 
 const pollPause = 200 * time.Millisecond
-
-// Client returns an administrator's client.
-func (c *Cluster) Client() (*kubernetes.Clientset, error) {
-	config, err := clientcmd.BuildConfigFromFlags("", c.Layout.Kubeconfig())
-	if err != nil {
-		return nil, err
-	}
-	config.Proxy = func(*http.Request) (*url.URL, error) { return nil, nil } // the cluster is on this host, whatever the environment says
-	config.QPS, config.Burst = 100, 200
-	return kubernetes.NewForConfig(config)
-}
 
 // waitNodes waits until every node has registered, knows its Pod addresses and is Ready.
 func (c *Cluster) waitNodes(ctx context.Context) error {

@@ -23,12 +23,15 @@ func (p Planner) writeControl(_ context.Context, m layout.Machine) (machine.Spec
 		return spec, err
 	}
 	keys := pki.Dir(p.Layout.PKI())
-	for _, name := range []string{"controller-manager", "scheduler"} {
+	for _, name := range []string{"controller-manager", "scheduler", dnsUser} {
 		if err := keys.Kubeconfig(filepath.Join(conf, name+".kubeconfig"), p.Layout.APIServer(), authority, name); err != nil {
 			return spec, err
 		}
 	}
-	spec.Programs = []machine.Program{p.etcd(), p.apiServer(m), p.controllerManager(), p.scheduler()}
+	if err := writeAll(conf, map[string]string{"Corefile": corefile(m)}); err != nil {
+		return spec, err
+	}
+	spec.Programs = []machine.Program{p.etcd(), p.apiServer(m), p.controllerManager(), p.scheduler(), p.dns()}
 	return spec, nil
 }
 
@@ -103,4 +106,8 @@ func (p Planner) scheduler() machine.Program {
 			"--bind-address=127.0.0.1", "--leader-elect=false",
 		},
 	}
+}
+
+func (p Planner) dns() machine.Program {
+	return machine.Program{Name: "coredns", Argv: []string{p.Programs["coredns"], "-conf=" + confDir + "/Corefile"}}
 }

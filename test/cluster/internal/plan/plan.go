@@ -23,6 +23,7 @@ const (
 	frontAuthority = "front-proxy-ca"
 	adminCert      = "admin"
 	accountKey     = "service-account"
+	dnsUser        = "coredns"
 )
 
 // confDir is where a machine finds its configuration.
@@ -85,6 +86,7 @@ func (p Planner) keys() error {
 		{Name: adminCert, CommonName: "kubernetes-admin", Groups: masters},
 		{Name: "controller-manager", CommonName: "system:kube-controller-manager"},
 		{Name: "scheduler", CommonName: "system:kube-scheduler"},
+		{Name: dnsUser, CommonName: "system:" + dnsUser},
 		{Name: "proxy", CommonName: "system:kube-proxy"},
 	}
 	for _, leaf := range leaves {

@@ -34,6 +34,7 @@ const (
 	plugins    = "github.com/containernetworking/plugins"
 	runc       = "github.com/opencontainers/runc"
 	etcd       = "go.etcd.io/etcd/server/v3"
+	coredns    = "github.com/coredns/coredns"
 )
 
 // All returns the programs of the cluster.
@@ -59,6 +60,7 @@ func All() []Program {
 	return append(all,
 		Program{Name: "runc", Module: "containerd", Package: runc, Version: runc, Tags: "seccomp", LDFlags: "-X main.version=%[1]s"},
 		Program{Name: "etcd", Module: "etcd", Package: etcd, Version: etcd, NoCGO: true},
+		Program{Name: "coredns", Module: "dns", Package: ".", Version: coredns, NoCGO: true, LDFlags: "-X github.com/coredns/coredns/coremain.GitCommit=%[1]s"},
 	)
 }
 
