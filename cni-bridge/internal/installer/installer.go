@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -78,7 +79,7 @@ func (i *Installer) Run(ctx context.Context) error {
 func (i *Installer) round(ctx context.Context, watcher *fsnotify.Watcher) time.Duration {
 	logger := klog.FromContext(ctx)
 	changed, plan, err := i.Install(ctx)
-	i.watch(ctx, watcher, plan)
+	watchesMore := i.watch(ctx, watcher, plan)
 	if len(changed) > 0 {
 		logger.Info("Installed", "method", plan.Method, "changed", changed)
 	}
@@ -93,6 +94,9 @@ func (i *Installer) round(ctx context.Context, watcher *fsnotify.Watcher) time.D
 	if i.fighting(len(changed) > 0, time.Now()) {
 		logger.Info("Somebody undoes the installation again and again; pausing", "pause", fightPause.String())
 		return fightPause
+	}
+	if watchesMore { // what happened between the look and the watch was not seen
+		return settle
 	}
 	return resync
 }
@@ -210,8 +214,10 @@ func (i *Installer) fighting(repaired bool, now time.Time) bool {
 	return len(i.repairs) > fightLimit
 }
 
-// watch looks at the directories that exist; a directory that comes later shows up in its parent.
-func (i *Installer) watch(ctx context.Context, watcher *fsnotify.Watcher, plan Plan) {
+// watch looks at the directories that exist, and says whether there is a new one. A directory that comes later shows up
+// in its parent.
+func (i *Installer) watch(ctx context.Context, watcher *fsnotify.Watcher, plan Plan) (more bool) {
+	watched := watcher.WatchList()
 	dirs := []string{i.options.ConfDir, i.options.BinDir}
 	if i.options.SettingsDir != "" {
 		dirs = append(dirs, i.options.SettingsDir)
@@ -220,13 +226,16 @@ func (i *Installer) watch(ctx context.Context, watcher *fsnotify.Watcher, plan P
 		dirs = append(dirs, filepath.Dir(filepath.Join(i.options.ConfDir, name)))
 	}
 	for _, dir := range dirs {
-		if _, err := os.Stat(dir); err != nil {
+		if _, err := os.Stat(dir); err != nil || slices.Contains(watched, dir) {
 			continue
 		}
 		if err := watcher.Add(dir); err != nil {
 			klog.FromContext(ctx).Info("Not watched; the node is looked at every minute", "dir", dir, "err", err)
+			continue
 		}
+		more = true
 	}
+	return more
 }
 
 // wait returns a moment after the first event, or after the pause, or with an error when the context ended. The pause of

@@ -63,7 +63,7 @@ func ReadSettings(dir string) (Settings, error) {
 	stage := &settings.Stage
 	stage.DefaultBinding, stage.SecondaryBinding, stage.AllowedBindings = network.DefaultBinding, network.SecondaryBinding, network.AllowedBindings
 	stage.V4CIDR, stage.V6CIDR = network.V4CIDR, network.V6CIDR
-	stage.MACPrefix = data["network.mac-prefix"]
+	stage.MACPrefix = network.MACPrefix
 	if config.PortBase != 0 {
 		stage.ReservedPorts = []string{fmt.Sprintf("%d-%d/tcp", config.PortBase, config.PortBase+launcherPorts-1)}
 	}
