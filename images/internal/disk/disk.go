@@ -28,9 +28,15 @@ type Disk struct {
 	ESPSize int64             // bytes, a multiple of 1 MiB
 	ESP     map[string]string // files of the EFI system partition by their path in it; values are files on this machine
 	Root    string            // directory that becomes the root partition, or empty for none
-	Label   string            // of the file system that holds kernel and initramfs: the root partition, or the ESP without one
-	Kernel  string            // path in that file system
-	Initrd  string
+	Label   string            // of the root partition's file system
+	Loader  Loader
+}
+
+// Loader says what GRUB starts.
+type Loader struct {
+	Label   string // of the EFI system partition, where kernel and initramfs are; at most 11 capital letters
+	Kernel  string // path there
+	Initrd  string // path there
 	Options string // kernel command line
 }
 
@@ -95,15 +101,11 @@ func (d Disk) rootStart() int64 { return espStart*sector + d.ESPSize }
 // esp makes the EFI system partition: FAT, with GRUB as the boot loader of removable media.
 func (d Disk) esp(ctx context.Context, work, raw string) error {
 	loader := filepath.Join(work, "bootx64.efi")
-	if err := d.grub(ctx, work, loader, "x86_64-efi", "part_gpt", "fat", "ext2", "linux", "search_label", "boot"); err != nil {
+	if err := d.grub(ctx, work, loader, "x86_64-efi", "part_gpt", "fat", "linux", "search_label", "boot"); err != nil {
 		return err
 	}
-	label := "ESP"
-	if d.Root == "" {
-		label = d.Label
-	}
 	image := filepath.Join(work, "esp")
-	if err := run.Command(ctx, "mkfs.vfat", "--invariant", "-s", "16", "-n", label, "-C", image, fmt.Sprint(d.ESPSize/1024)); err != nil {
+	if err := run.Command(ctx, "mkfs.vfat", "--invariant", "-n", d.Loader.Label, "-C", image, fmt.Sprint(d.ESPSize/1024)); err != nil {
 		return err
 	}
 	if err := run.Command(ctx, "mmd", "-i", image, "::/EFI", "::/EFI/BOOT"); err != nil {

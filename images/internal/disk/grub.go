@@ -18,7 +18,7 @@ const grubModules = "/usr/lib/grub"
 func (d Disk) grub(ctx context.Context, work, target, platform string, modules ...string) error {
 	config := filepath.Join(work, "grub-"+platform+".cfg")
 	script := fmt.Sprintf("search.fs_label %s root\nlinux ($root)%s %s\ninitrd ($root)%s\nboot\n",
-		d.Label, d.Kernel, d.Options, d.Initrd)
+		d.Loader.Label, d.Loader.Kernel, d.Loader.Options, d.Loader.Initrd)
 	if err := os.WriteFile(config, []byte(script), 0o600); err != nil {
 		return err
 	}
@@ -40,7 +40,7 @@ const (
 // BIOS boot partition. It does what grub-bios-setup does, which works on devices only and needs root.
 func (d Disk) bios(ctx context.Context, work, raw string) error {
 	corePath := filepath.Join(work, "core.img")
-	err := d.grub(ctx, work, corePath, "i386-pc", "biosdisk", "part_gpt", "fat", "ext2", "linux", "search_label", "boot")
+	err := d.grub(ctx, work, corePath, "i386-pc", "biosdisk", "part_gpt", "fat", "linux", "search_label", "boot")
 	if err != nil {
 		return err
 	}

@@ -28,20 +28,38 @@ type Builder struct {
 
 // Build returns the path of the guest's qcow2 image, made where the cache has none of this recipe.
 func (b *Builder) Build(ctx context.Context, name string) (string, error) {
-	builders := map[string]func(context.Context, string) error{"guest-tiny": b.tiny, "guest-debian": b.debian}
-	build, ok := builders[name]
+	builders := map[string]struct {
+		build func(context.Context, string) error
+		roots []rootfs.Recipe
+	}{
+		"guest-tiny":   {b.tiny, []rootfs.Recipe{tinyRoot()}},
+		"guest-debian": {b.debian, []rootfs.Recipe{tinyRoot(), b.debianRoot()}},
+	}
+	builder, ok := builders[name]
 	if !ok {
 		return "", fmt.Errorf("%s: %w", name, ErrUnknown)
 	}
+	key, err := b.key(name, builder.roots)
+	if err != nil {
+		return "", err
+	}
+	return b.Roots.Store.Ensure(ctx, store.Artefact{Base: name, Key: key, Ext: ".qcow2"}, builder.build)
+}
+
+func (b *Builder) key(name string, roots []rootfs.Recipe) (string, error) {
 	sources, err := store.SumTree(b.source(strings.TrimPrefix(name, "guest-")))
 	if err != nil {
 		return "", err
 	}
-	key, err := store.KeyOf([]any{revision, sources, tinyRoot(), debianRoot()})
-	if err != nil {
-		return "", err
+	ingredients := []any{revision, sources}
+	for _, root := range roots {
+		key, err := root.Key()
+		if err != nil {
+			return "", err
+		}
+		ingredients = append(ingredients, key)
 	}
-	return b.Roots.Store.Ensure(ctx, store.Artefact{Base: name, Key: key, Ext: ".qcow2"}, build)
+	return store.KeyOf(ingredients)
 }
 
 // source names a file of the guests' folder.

@@ -24,6 +24,7 @@ type Recipe struct {
 	Exclude  []string // path patterns that dpkg leaves out, see dpkg(1) --path-exclude
 	Prepare  string   // shell script run when the essential packages are there; $1 is the root directory
 	Purge    []string // packages to take out again: dependencies of the wanted ones that nothing uses in a container
+	Overlay  string   // directory on this machine whose files are added; its path is no part of the key, its content is
 	Finish   string   // shell script run last; $1 is the root directory
 }
 
@@ -55,10 +56,19 @@ func (b Builder) Build(ctx context.Context, r Recipe) (string, error) {
 
 // Key identifies what the recipe produces.
 func (r Recipe) Key() (string, error) {
-	return store.KeyOf(struct {
+	description := struct {
 		Recipe   Recipe
+		Overlay  string
 		Revision int
-	}{r, revision})
+	}{Recipe: r, Revision: revision}
+	if r.Overlay != "" {
+		sum, err := store.SumTree(r.Overlay)
+		if err != nil {
+			return "", err
+		}
+		description.Overlay, description.Recipe.Overlay = sum, ""
+	}
+	return store.KeyOf(description)
 }
 
 // Unpack returns the directory with the recipe's root file system and unpacks it where it is missing.
@@ -104,6 +114,9 @@ func (b Builder) options(r Recipe) []string {
 	}
 	if len(r.Purge) > 0 {
 		args = append(args, "--customize-hook="+purgeScript(r.Purge))
+	}
+	if r.Overlay != "" {
+		args = append(args, `--customize-hook=cp -r --preserve=mode --no-target-directory "`+r.Overlay+`" "$1"`)
 	}
 	if r.Finish != "" {
 		args = append(args, "--customize-hook="+r.Finish)
