@@ -85,19 +85,16 @@ conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeou
 }
 
 // corefile answers for the cluster's domain and refuses the rest: the machines have no way to the outside.
-func corefile(m layout.Machine) string {
-	return fmt.Sprintf(`.:53 {
-	bind %s %s
+const corefile = `.:53 {
 	errors
 	cache 5
-	kubernetes %s in-addr.arpa ip6.arpa {
-		kubeconfig %s/%s.kubeconfig
+	kubernetes ` + layout.Domain + ` in-addr.arpa ip6.arpa {
+		kubeconfig ` + confDir + "/" + dnsUser + `.kubeconfig
 		pods insecure
 		ttl 5
 	}
 }
-`, m.Address4, m.Address6, layout.Domain, confDir, dnsUser)
-}
+`
 
 // cniConfig is the Pod network of a node: routed, without a bridge and without translation inside the cluster.
 func cniConfig(m layout.Machine) string {

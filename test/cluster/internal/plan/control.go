@@ -28,7 +28,7 @@ func (p Planner) writeControl(_ context.Context, m layout.Machine) (machine.Spec
 			return spec, err
 		}
 	}
-	if err := writeAll(conf, map[string]string{"Corefile": corefile(m)}); err != nil {
+	if err := writeAll(conf, map[string]string{"Corefile": corefile}); err != nil {
 		return spec, err
 	}
 	spec.Programs = []machine.Program{p.etcd(), p.apiServer(m), p.controllerManager(), p.scheduler(), p.dns()}
