@@ -352,3 +352,38 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+func TestCache(t *testing.T) {
+	fake := startFake(t, &fakeAgent{answers: map[string]string{
+		"guest-info":       `{"return":{"version":"10.0.2","supported_commands":[]}}`,
+		"guest-get-osinfo": `{"return":{"id":"debian"}}`,
+	}})
+	up := make(chan bool, 1)
+	up <- false
+	client := New(NewSocket(fake.path), 0)
+	defer client.Close()
+	cache := NewCache(func() (*Client, error) {
+		is := <-up
+		up <- is
+		if !is {
+			return nil, ErrNotConnected
+		}
+		return client, nil
+	}, time.Now)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { cache.Run(ctx); close(done) }()
+	waitFor(t, "the first round", func() bool { return !cache.Last().Taken.IsZero() })
+	if got := cache.Last(); got.Version != "" {
+		t.Errorf("without an agent: %+v", got)
+	}
+	<-up
+	up <- true
+	cache.Wake()
+	waitFor(t, "the agent's version", func() bool { return cache.Last().Version == "10.0.2" })
+	if got := cache.Last(); got.OS.ID != "debian" || got.Interfaces != nil {
+		t.Errorf("snapshot = %+v; want the system, and no interfaces, which this agent does not know", got)
+	}
+	cancel()
+	<-done
+}

@@ -192,3 +192,12 @@ func DiskOfAlias(name string, disks []Disk) string {
 	}
 	return name
 }
+
+// DiskTargets returns the names of the disks by the targets under which libvirt counts them.
+func DiskTargets(disks []Disk) map[string]string {
+	names := make(map[string]string, len(disks))
+	for i, d := range disks {
+		names[targetName(d.Options.Bus, i)] = d.Options.Name
+	}
+	return names
+}

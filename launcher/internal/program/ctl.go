@@ -21,7 +21,7 @@ import (
 // ctlVerb is how a verb looks on the command line.
 type ctlVerb struct {
 	flags     func(*pflag.FlagSet)
-	arguments int // how many words may follow; they are sent as "what"
+	arguments int // how many words may follow; they are sent as "what". -1: all words are sent as they are, flags too
 	help      string
 }
 
@@ -46,7 +46,7 @@ func ctlVerbs() map[string]ctlVerb {
 		"agent":    {none, 1, "ask the guest agent: ping, info, os, fs, users, nics, time"},
 		"freeze":   {timeout, 0, "freeze the guest's file systems"},
 		"thaw":     {none, 0, "thaw them"},
-		"probe":    {none, 3, "agent, or state WORD"},
+		"probe":    {none, -1, "agent, exec -- CMD, fs MOUNT --min-free 5%, or state WORD"},
 		"console": {func(f *pflag.FlagSet) {
 			f.Int("port", 0, "serial port")
 			f.Bool("read-only", false, "look on")
@@ -100,6 +100,9 @@ func ctlHelp(verbs map[string]ctlVerb) string {
 
 // arguments are the flags that were given, by name, and the words as "what".
 func arguments(name string, verb ctlVerb, args []string) (url.Values, error) {
+	if verb.arguments < 0 {
+		return url.Values{"what": args}, nil
+	}
 	flags := pflag.NewFlagSet(name, pflag.ContinueOnError)
 	flags.SetOutput(io.Discard)
 	verb.flags(flags)

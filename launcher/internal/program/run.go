@@ -77,6 +77,7 @@ type instance struct {
 	ports   []*console.Port
 	log     *console.LogWriter // nil unless console=log
 	starter *starter
+	outside *outside
 
 	settled chan struct{} // a start is over
 	memory  memoryEvents
@@ -129,8 +130,10 @@ func newInstance(ctx context.Context, vm api.Machine, std cli.Streams) (*instanc
 	i.starter = &starter{instance: i}
 	i.machine = lifecycle.New(lifecycle.Options{
 		Starter: i.starter, Events: conn.Events(), Policy: i.currentPolicy, Explain: explain(vm.Name),
-		Death: func() lifecycle.Outcome { return death(context.WithoutCancel(ctx), i.pid(), i.memory) },
+		Death:  func() lifecycle.Outcome { return death(context.WithoutCancel(ctx), i.pid(), i.memory) },
+		Notify: func(e virt.Event) { i.outside.notify(e) },
 	})
+	i.outside = newOutside(i)
 	i.policy = lifecycle.PolicyOf(vm.Lifecycle)
 	return i, nil
 }
@@ -148,6 +151,7 @@ func (i *instance) run(ctx context.Context, earlier *mark) lifecycle.Outcome {
 	if err := i.serve(side, &beside); err != nil {
 		return lifecycle.Outcome{Reason: api.ReasonInternal, Text: err.Error()}
 	}
+	i.outside.run(side, &beside)
 	beside.Go(func() { housekeeping(side) })
 	beside.Go(func() { settle(side, i.settled) })
 	if earlier == nil {

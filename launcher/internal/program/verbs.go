@@ -3,9 +3,9 @@ package program
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/url"
-	"strings"
 	"time"
 
 	"podvirt.dev/api"
@@ -13,6 +13,8 @@ import (
 	"podvirt.dev/launcher/internal/control"
 	"podvirt.dev/launcher/internal/domain"
 	"podvirt.dev/launcher/internal/lifecycle"
+	"podvirt.dev/launcher/internal/probe"
+	"podvirt.dev/launcher/internal/status"
 	"podvirt.dev/launcher/internal/virt"
 )
 
@@ -68,14 +70,20 @@ type statusView struct {
 	StartSeconds   map[string]any `json:"startSeconds,omitempty"`
 	ConsoleDropped int64          `json:"consoleDroppedBytes"`
 	Warnings       []string       `json:"warnings,omitempty"`
+
+	AgentVersion string             `json:"agentVersion,omitempty"`
+	GuestOS      string             `json:"guestOS,omitempty"` // as the guest agent says it
+	Conditions   []status.Condition `json:"conditions"`
 }
 
 type nicView struct {
 	Name    string   `json:"name"`
 	Pod     string   `json:"pod"`
+	Guest   string   `json:"guest,omitempty"` // name in the guest, where the agent says it
 	MAC     string   `json:"mac"`
-	IPs     []string `json:"ips,omitempty"`
+	IPs     []string `json:"ips,omitempty"` // with prefix
 	Binding string   `json:"binding"`
+	Source  string   `json:"source,omitempty"` // of ips: guest-agent or dhcp
 }
 
 func (i *instance) status(context.Context, url.Values) (control.Answer, error) {
@@ -114,17 +122,15 @@ func (i *instance) view() statusView {
 	}
 	for _, n := range i.network.list() {
 		nic := nicView{Name: n.Name, Pod: n.Interface, MAC: n.MAC.String(), Binding: n.Binding}
-		if n.Guest4.IsValid() {
-			nic.IPs = append(nic.IPs, n.Guest4.String())
-		}
-		if n.Guest6.IsValid() {
-			nic.IPs = append(nic.IPs, n.Guest6.String())
-		}
+		nic.Guest, nic.IPs, nic.Source = i.outside.addresses(n)
 		v.NICs = append(v.NICs, nic)
 	}
 	if i.log != nil {
 		v.ConsoleDropped = i.log.Dropped()
 	}
+	last := i.outside.guest.Last()
+	v.AgentVersion, v.GuestOS = last.Version, last.OS.PrettyName
+	v.Conditions = i.outside.conditions(v)
 	return v
 }
 
@@ -250,24 +256,16 @@ func (i *instance) thaw(ctx context.Context, _ url.Values) (control.Answer, erro
 	return control.Answer{Text: fmt.Sprintf("%d file systems thawed\n", n)}, err
 }
 
-// probe answers whether the agent answers, or the VM is in a state.
+// probe answers launcher probe; its words come as they were typed.
 func (i *instance) probe(ctx context.Context, a url.Values) (control.Answer, error) {
-	args := a["what"]
-	switch {
-	case len(args) == 1 && args[0] == "agent":
-		c, err := i.client()
-		if err != nil {
-			return control.Answer{}, err
-		}
-		return control.Answer{}, c.Ping(ctx)
-	case len(args) == 2 && args[0] == "state":
-		if s := i.machine.Status().State; string(s) != args[1] {
-			return control.Answer{}, fmt.Errorf("the VM is %s", s)
-		}
-		return control.Answer{}, nil
-	default:
-		return control.Answer{}, fmt.Errorf("%w: probe %s: agent, or state WORD", control.ErrUsage, strings.Join(args, " "))
+	request, err := probe.Parse(a["what"])
+	if err == nil {
+		err = i.outside.Probe(ctx, request)
 	}
+	if errors.Is(err, probe.ErrUsage) {
+		return control.Answer{}, fmt.Errorf("%w: %w", control.ErrUsage, err)
+	}
+	return control.Answer{}, err
 }
 
 // indent is how values are printed for people.
