@@ -53,7 +53,14 @@ type Manager struct {
 	wanted   []poolconfig.Pool
 	pools    map[string]*entry // by name; configured ones only
 	retired  map[string]*volume.Store
-	inflight map[string]int64 // bytes promised to volumes that are being made, by file system
+	inflight map[*reservation]struct{}
+}
+
+// reservation is room for a volume that is being made.
+type reservation struct {
+	store *volume.Store
+	name  string
+	bytes int64
 }
 
 // entry is one configured pool.
@@ -68,7 +75,7 @@ type entry struct {
 func New(opts Options) *Manager {
 	return &Manager{
 		opts: opts, changed: make(chan struct{}, 1),
-		pools: map[string]*entry{}, retired: map[string]*volume.Store{}, inflight: map[string]int64{},
+		pools: map[string]*entry{}, retired: map[string]*volume.Store{}, inflight: map[*reservation]struct{}{},
 	}
 }
 
@@ -112,6 +119,7 @@ func (m *Manager) close() error {
 	for _, store := range m.stores() {
 		errs = append(errs, store.Close())
 	}
+	m.pools, m.retired = map[string]*entry{}, map[string]*volume.Store{}
 	return errors.Join(errs...)
 }
 

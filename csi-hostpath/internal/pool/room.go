@@ -131,14 +131,12 @@ func (m *Manager) reserve(poolName string, r volume.Request) (store *volume.Stor
 		return nil, nil, fmt.Errorf("%w: %d bytes are needed, pool %s on node %s has %d of %d left to promise",
 			volume.ErrNoSpace, promise, e.spec.Name, m.opts.Node, room.Available, room.Size)
 	}
-	fileSystem := e.store.FileSystem()
-	m.inflight[fileSystem] += promise
+	reserved := &reservation{store: e.store, name: r.Name, bytes: promise}
+	m.inflight[reserved] = struct{}{}
 	return e.store, func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if m.inflight[fileSystem] -= promise; m.inflight[fileSystem] <= 0 {
-			delete(m.inflight, fileSystem)
-		}
+		delete(m.inflight, reserved)
 	}, nil
 }
 
@@ -170,7 +168,7 @@ func (m *Manager) room(e *entry) (Room, error) {
 	if err != nil {
 		return Room{}, err
 	}
-	room := Room{Size: own.Size, Free: own.Free, Promised: m.inflight[e.store.FileSystem()]}
+	room := Room{Size: own.Size, Free: own.Free}
 	room.Limit = int64(e.spec.Overcommit * float64(own.Size))
 	room.Reserved = e.spec.Reserve.Of(own.Size)
 	if e.sharesOS {
@@ -186,6 +184,12 @@ func (m *Manager) room(e *entry) (Room, error) {
 			return Room{}, err
 		}
 		room.Promised += usage.Promised
+		for r := range m.inflight {
+			// A volume that exists by now counts itself; its reservation ends a moment later.
+			if r.store == store && !usage.Counts(r.name) {
+				room.Promised += r.bytes
+			}
+		}
 		allocated += usage.Allocated
 	}
 	room.Foreign = max(0, own.Size-own.Free-allocated)

@@ -12,7 +12,11 @@ type Usage struct {
 	Free      int64 // to an ordinary user, as df shows it
 	Promised  int64 // the volumes of this pool may grow to this
 	Allocated int64 // the volumes of this pool occupy this
+	counted   map[string]bool
 }
+
+// Counts reports whether the volume made under the name is in Promised and Allocated.
+func (u Usage) Counts(name string) bool { return u.counted[name] }
 
 // Usage measures the pool.
 func (s *Store) Usage() (Usage, error) {
@@ -24,8 +28,9 @@ func (s *Store) Usage() (Usage, error) {
 		return Usage{}, &os.PathError{Op: "statfs", Path: s.opts.Path, Err: err}
 	}
 	kept := int64(stat.Bfree) - int64(stat.Bavail) // for root
-	usage := Usage{Size: (int64(stat.Blocks) - kept) * stat.Bsize, Free: int64(stat.Bavail) * stat.Bsize}
+	usage := Usage{Size: (int64(stat.Blocks) - kept) * stat.Bsize, Free: int64(stat.Bavail) * stat.Bsize, counted: map[string]bool{}}
 	for _, volume := range s.List() {
+		usage.counted[volume.Name] = true
 		usage.Promised += volume.Promised
 		usage.Allocated += min(allocated(volume.Data()), volume.Promised)
 	}
