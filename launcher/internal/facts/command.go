@@ -186,7 +186,8 @@ func table(object string) (string, error) {
 		}
 		fmt.Fprintf(w, "%v\t%s\n", key, plain(value))
 	}
-	return b.String(), w.Flush()
+	err := w.Flush()
+	return b.String(), err
 }
 
 // plain writes strings without quotes and lists of strings with blanks between; other values stay JSON.
