@@ -244,10 +244,11 @@ func TestLauncherKilled(t *testing.T) {
 	session.Send(t, "after\n")
 	session.Expect(t, harness.Short, "after\r?\nafter")
 
-	if err := ns.Client.CoreV1().Pods(ns.Name).Delete(t.Context(), "keep", metav1.DeleteOptions{}); err != nil {
-		t.Fatal(err)
+	ctl(t, ns, "keep", "shutdown")
+	pod = ns.WaitPod(t, "keep", harness.Medium, ended)
+	if end := terminated(pod); end.ExitCode != 0 || !strings.HasPrefix(end.Message, "Stopped: ") {
+		t.Errorf("end of the container: code %d, %q; want 0 and Stopped", end.ExitCode, end.Message)
 	}
-	ns.WaitPod(t, "keep", harness.Medium, ended)
 }
 
 // TestStatefulSet shows that the members of a pool differ in everything that names a machine (VM-128).

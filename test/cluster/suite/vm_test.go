@@ -281,4 +281,3 @@ func vmProcesses(t *testing.T, ns *harness.Namespace, pod *corev1.Pod) map[strin
 	}
 	return found
 }
-
