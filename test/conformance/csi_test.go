@@ -30,6 +30,7 @@ const (
 var undeclared = []string{
 	"ControllerPublishVolume", "ControllerUnpublishVolume", "volume lifecycle", // no attach, for good
 	"napshot", "GroupController", "source volume", // clones and snapshots
+	"pagination should detect", // switched off in csi-sanity itself
 	"ExpandVolume", "ModifyVolume", "volume attribute class", "ListVolumeHealth", "NodeGetVolumeHealth", "NodeGetStorageHealth",
 }
 
@@ -40,12 +41,12 @@ const envPrivate = "PODVIRT_TEST_PRIVATE_MOUNTS"
 // meanwhile would keep a copy of their mounts, and with it their loop devices, alive.
 func TestMain(m *testing.M) {
 	unshare, err := exec.LookPath("unshare")
-	if os.Getuid() != 0 || os.Getenv(envPrivate) != "" || err != nil {
-		os.Exit(m.Run())
+	if os.Getuid() == 0 && os.Getenv(envPrivate) == "" && err == nil {
+		argv := append([]string{unshare, "--mount", "--propagation=private", "--"}, os.Args...)
+		err = syscall.Exec(unshare, argv, append(os.Environ(), envPrivate+"=1"))
+		fmt.Fprintln(os.Stderr, "running the tests in a namespace of their own:", err)
 	}
-	argv := append([]string{unshare, "--mount", "--propagation=private", "--"}, os.Args...)
-	fmt.Fprintln(os.Stderr, syscall.Exec(unshare, argv, append(os.Environ(), envPrivate+"=1")))
-	os.Exit(1)
+	m.Run()
 }
 
 // TestSanity runs csi-sanity against the built driver: Filesystem and Block mode on a pool of each file system.
@@ -127,7 +128,7 @@ func runSuite(t *testing.T, socket, access string) {
 		t.Error("no spec ran")
 	}
 	for _, name := range result.Skipped {
-		if !slices.ContainsFunc(undeclared, func(part string) bool { return strings.Contains(name, part) }) && !strings.Contains(name, "pagination should detect") {
+		if !slices.ContainsFunc(undeclared, func(part string) bool { return strings.Contains(name, part) }) {
 			t.Errorf("a spec of a declared capability was skipped: %s", name)
 		}
 	}
@@ -167,7 +168,7 @@ func startDriver(t *testing.T, binary string, pool testPool) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(binary, "--node-name=n1", "--socket="+socket, "--registration-dir=", "--pools-root="+pool.dir,
+	cmd := exec.Command(binary, "--node-name=n1", "--socket="+socket, "--registration-dir=", "--status-address=", "--pools-root="+pool.dir,
 		"--pools-file="+pools, "--scratch="+filepath.Join(pool.dir, "scratch"))
 	cmd.Stderr = log
 	if err := cmd.Start(); err != nil {

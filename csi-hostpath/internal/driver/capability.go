@@ -2,6 +2,8 @@ package driver
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -53,7 +55,10 @@ type flags struct {
 
 // mountFlags reads the options that are honoured (ST-020).
 func mountFlags(options []string) (flags, error) {
-	bits := map[string]uintptr{"noatime": unix.MS_NOATIME, "nodiratime": unix.MS_NODIRATIME, "relatime": unix.MS_RELATIME, "noexec": unix.MS_NOEXEC, "nosuid": unix.MS_NOSUID, "rw": 0}
+	bits := map[string]uintptr{
+		"noatime": unix.MS_NOATIME, "nodiratime": unix.MS_NODIRATIME, "noexec": unix.MS_NOEXEC, "nosuid": unix.MS_NOSUID,
+		"relatime": unix.MS_RELATIME, "ro": unix.MS_RDONLY, "rw": 0,
+	}
 	var found flags
 	var data []string
 	for _, option := range options {
@@ -61,12 +66,11 @@ func mountFlags(options []string) (flags, error) {
 		switch {
 		case known:
 			found.bits |= bit
-		case option == "ro":
-			found.bits |= unix.MS_RDONLY
 		case option == "discard", option == "nodiscard":
 			data = append(data, option)
 		default:
-			return flags{}, fmt.Errorf("%w: mount option %q: not one of discard, noatime, nodiratime, nodiscard, noexec, nosuid, relatime, ro, rw", errInvalid, option)
+			allowed := append(slices.Sorted(maps.Keys(bits)), "discard", "nodiscard")
+			return flags{}, invalid(notOneOf("mount option", option, allowed))
 		}
 	}
 	found.data = strings.Join(data, ",")

@@ -57,7 +57,10 @@ type unlockedController struct {
 	node *node
 }
 
-func (c *unlockedController) ControllerGetCapabilities(context.Context, *csi.ControllerGetCapabilitiesRequest) (*csi.ControllerGetCapabilitiesResponse, error) {
+// ControllerGetCapabilities names what is served (storage.md 2.9, as far as this version goes).
+func (c *unlockedController) ControllerGetCapabilities(
+	context.Context, *csi.ControllerGetCapabilitiesRequest,
+) (*csi.ControllerGetCapabilitiesResponse, error) {
 	resp := &csi.ControllerGetCapabilitiesResponse{}
 	for _, capability := range []csi.ControllerServiceCapability_RPC_Type{
 		csi.ControllerServiceCapability_RPC_CREATE_DELETE_VOLUME,
@@ -144,7 +147,9 @@ func (c *unlockedController) DeleteVolume(_ context.Context, req *csi.DeleteVolu
 	return &csi.DeleteVolumeResponse{}, nil
 }
 
-func (c *unlockedController) ValidateVolumeCapabilities(_ context.Context, req *csi.ValidateVolumeCapabilitiesRequest) (*csi.ValidateVolumeCapabilitiesResponse, error) {
+func (c *unlockedController) ValidateVolumeCapabilities(
+	_ context.Context, req *csi.ValidateVolumeCapabilitiesRequest,
+) (*csi.ValidateVolumeCapabilitiesResponse, error) {
 	if req.GetVolumeId() == "" || len(req.GetVolumeCapabilities()) == 0 {
 		return nil, fmt.Errorf("%w: a volume id and volume capabilities are needed", errInvalid)
 	}
@@ -184,7 +189,9 @@ func (c *unlockedController) ListVolumes(_ context.Context, req *csi.ListVolumes
 		resp.NextToken = handles[limit-1]
 	}
 	for _, handle := range handles {
-		resp.Entries = append(resp.Entries, &csi.ListVolumesResponse_Entry{Volume: c.describe(handle, volumes[handle]), Status: &csi.ListVolumesResponse_VolumeStatus{}})
+		resp.Entries = append(resp.Entries, &csi.ListVolumesResponse_Entry{
+			Volume: c.describe(handle, volumes[handle]), Status: &csi.ListVolumesResponse_VolumeStatus{},
+		})
 	}
 	return resp, nil
 }
@@ -192,7 +199,9 @@ func (c *unlockedController) ListVolumes(_ context.Context, req *csi.ListVolumes
 // handleLength is the length of every handle: pool id, slash, uuid.
 const handleLength = 16 + 1 + 36
 
-func (c *unlockedController) ControllerGetVolume(_ context.Context, req *csi.ControllerGetVolumeRequest) (*csi.ControllerGetVolumeResponse, error) {
+func (c *unlockedController) ControllerGetVolume(
+	_ context.Context, req *csi.ControllerGetVolumeRequest,
+) (*csi.ControllerGetVolumeResponse, error) {
 	if req.GetVolumeId() == "" {
 		return nil, fmt.Errorf("%w: no volume id", errInvalid)
 	}
@@ -200,11 +209,15 @@ func (c *unlockedController) ControllerGetVolume(_ context.Context, req *csi.Con
 	if err != nil {
 		return nil, err
 	}
-	return &csi.ControllerGetVolumeResponse{Volume: c.describe(req.GetVolumeId(), found), Status: &csi.ControllerGetVolumeResponse_VolumeStatus{}}, nil
+	return &csi.ControllerGetVolumeResponse{
+		Volume: c.describe(req.GetVolumeId(), found), Status: &csi.ControllerGetVolumeResponse_VolumeStatus{},
+	}, nil
 }
 
 // ControllerGetVolumeHealth reports damaged volumes and pools that are gone.
-func (c *unlockedController) ControllerGetVolumeHealth(_ context.Context, req *csi.ControllerGetVolumeHealthRequest) (*csi.ControllerGetVolumeHealthResponse, error) {
+func (c *unlockedController) ControllerGetVolumeHealth(
+	_ context.Context, req *csi.ControllerGetVolumeHealthRequest,
+) (*csi.ControllerGetVolumeHealthResponse, error) {
 	if req.GetVolumeId() == "" {
 		return nil, fmt.Errorf("%w: no volume id", errInvalid)
 	}
@@ -238,7 +251,8 @@ func (c *unlockedController) GetCapacity(_ context.Context, req *csi.GetCapacity
 		return nil, err
 	}
 	return &csi.GetCapacityResponse{
-		AvailableCapacity: room.Available, MaximumVolumeSize: wrapperspb.Int64(largest(room.Available, class)), MinimumVolumeSize: wrapperspb.Int64(volume.MinSize),
+		AvailableCapacity: room.Available,
+		MaximumVolumeSize: wrapperspb.Int64(largest(room.Available, class)), MinimumVolumeSize: wrapperspb.Int64(volume.MinSize),
 	}, nil
 }
 

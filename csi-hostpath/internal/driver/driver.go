@@ -42,6 +42,8 @@ type Options struct {
 	Pools   *pool.Manager
 	Claims  Claims
 	Fault   fault.Hook
+	// Observe sees every call; nil: nobody does.
+	Observe grpc.UnaryServerInterceptor
 }
 
 // Driver serves CSI.
@@ -63,7 +65,11 @@ func (d *Driver) Run(ctx context.Context, ready func()) error {
 	if err := d.node.sweep(ctx); err != nil {
 		return err
 	}
-	server := unixgrpc.NewServer(ctx, grpc.ChainUnaryInterceptor(mapErrors))
+	interceptors := []grpc.UnaryServerInterceptor{mapErrors}
+	if d.opts.Observe != nil {
+		interceptors = []grpc.UnaryServerInterceptor{d.opts.Observe, mapErrors} // it sees the code
+	}
+	server := unixgrpc.NewServer(ctx, grpc.ChainUnaryInterceptor(interceptors...))
 	csi.RegisterIdentityServer(server, &identity{opts: d.opts})
 	csi.RegisterControllerServer(server, newController(d.opts, d.node))
 	csi.RegisterNodeServer(server, d.node)

@@ -111,7 +111,9 @@ func TestBlockDevice(t *testing.T) {
 		t.Errorf("device: mode %o, owner %d:%d; want a block device, 0660, 107:107", stat.Mode, stat.Uid, stat.Gid)
 	}
 	loop := fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(stat.Rdev), unix.Minor(stat.Rdev))
-	for file, want := range map[string]string{"size": fmt.Sprint(100 << 20 / 512), "loop/dio": "1", "queue/logical_block_size": "512", "ro": "0"} {
+	for file, want := range map[string]string{
+		"size": fmt.Sprint(100 << 20 / 512), "loop/dio": "1", "queue/logical_block_size": "512", "ro": "0",
+	} {
 		if got, err := os.ReadFile(filepath.Join(loop, file)); err != nil || strings.TrimSpace(string(got)) != want {
 			t.Errorf("%s = %q, %v; want %s", file, got, err, want)
 		}
@@ -179,13 +181,19 @@ func TestSecondWriter(t *testing.T) {
 		shareable     string
 		refused       string
 	}{
-		"files are for many":       {first: request{size: 64 << 20}, second: request{}},
-		"a disk is for one":        {first: request{size: 64 << 20, parameters: disk}, refused: "VolumeInUse: v is written by Pod shop/a"},
-		"a reader beside":          {first: request{size: 64 << 20, parameters: disk}, second: request{readOnly: true}},
-		"ReadWriteMany":            {first: request{size: 64 << 20, block: true, mode: csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER}},
-		"marked as shareable":      {first: request{size: 64 << 20, block: true}, shareable: "true"},
-		"ReadWriteOncePod":         {first: request{size: 64 << 20, mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER}, refused: "VolumeInUse: v is ReadWriteOncePod and used by Pod shop/a"},
-		"ReadWriteOncePod, reader": {first: request{size: 64 << 20, mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER}, second: request{readOnly: true}, refused: "VolumeInUse"},
+		"files are for many":  {first: request{size: 64 << 20}, second: request{}},
+		"a disk is for one":   {first: request{size: 64 << 20, parameters: disk}, refused: "VolumeInUse: v is written by Pod shop/a"},
+		"a reader beside":     {first: request{size: 64 << 20, parameters: disk}, second: request{readOnly: true}},
+		"ReadWriteMany":       {first: request{size: 64 << 20, block: true, mode: csi.VolumeCapability_AccessMode_MULTI_NODE_MULTI_WRITER}},
+		"marked as shareable": {first: request{size: 64 << 20, block: true}, shareable: "true"},
+		"ReadWriteOncePod": {
+			first:   request{size: 64 << 20, mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER},
+			refused: "VolumeInUse: v is ReadWriteOncePod and used by Pod shop/a",
+		},
+		"ReadWriteOncePod, reader": {
+			first:  request{size: 64 << 20, mode: csi.VolumeCapability_AccessMode_SINGLE_NODE_SINGLE_WRITER},
+			second: request{readOnly: true}, refused: "VolumeInUse",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b.claims["shop/v"] = ClaimInfo{Annotations: map[string]string{annotationShareable: test.shareable}}
@@ -223,7 +231,8 @@ func TestGroup(t *testing.T) {
 	handle := b.create(r)
 	target := b.publish(handle, r)
 	inside := filepath.Join(target, "dir", "file")
-	if err := errors.Join(os.Mkdir(filepath.Dir(inside), 0o700), os.WriteFile(inside, nil, 0o600), os.Symlink(outside, filepath.Join(target, "link"))); err != nil {
+	made := errors.Join(os.Mkdir(filepath.Dir(inside), 0o700), os.WriteFile(inside, nil, 0o600))
+	if err := errors.Join(made, os.Symlink(outside, filepath.Join(target, "link"))); err != nil {
 		t.Fatal(err)
 	}
 	b.unpublish(handle, r)
@@ -256,21 +265,51 @@ func TestRefusals(t *testing.T) {
 		code        codes.Code
 		text        string
 	}{
-		"unknown parameter":   {request{size: size, parameters: map[string]string{"pol": "x"}}, nil, codes.InvalidArgument, "StorageClass podvirt-fast: pol: unknown parameter; nearest: pool"},
-		"bad word":            {request{size: size, parameters: map[string]string{"content": "disc"}}, nil, codes.InvalidArgument, `content: "disc": not one of auto, disk, files; nearest: disk`},
-		"two mistakes":        {request{size: size, parameters: map[string]string{"contend": "disk", "preallocation": "some"}}, nil, codes.InvalidArgument, "nearest: content\nStorageClass podvirt-fast: preallocation"},
-		"unknown pool":        {request{size: size, parameters: map[string]string{"pool": "fast"}}, nil, codes.ResourceExhausted, `node n1 has no pool "fast"; pools here: test`},
-		"too small":           {request{size: 1 << 20}, nil, codes.OutOfRange, "the smallest volume has 16777216"},
-		"negative":            {request{size: -1}, nil, codes.InvalidArgument, "size -1"},
-		"too large":           {request{size: 1 << 40}, nil, codes.ResourceExhausted, "pool test on node n1 has"},
-		"too small for xfs":   {request{size: size, fsType: "xfs"}, nil, codes.InvalidArgument, "fstype xfs needs 300Mi; use ext4"},
-		"unknown file system": {request{size: size, fsType: "zfs"}, nil, codes.InvalidArgument, `fstype "zfs": not one of xfs, ext4, btrfs`},
-		"mount option":        {request{size: size, flags: []string{"dax"}}, nil, codes.InvalidArgument, `mount option "dax"`},
-		"readers only":        {request{size: size, mode: csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY}, nil, codes.InvalidArgument, "would stay empty"},
-		"files in a Block":    {request{size: size, block: true}, map[string]string{annotationContent: "files"}, codes.InvalidArgument, `podvirt.dev/content: "files": a Block volume is always content disk`},
-		"unknown content":     {request{size: size}, map[string]string{annotationContent: "dsk"}, codes.InvalidArgument, `podvirt.dev/content: "dsk": not one of disk, files; nearest: disk`},
-		"an import":           {request{size: size}, map[string]string{annotationImport: "https://example.org/x"}, codes.InvalidArgument, "podvirt.dev/import-source"},
-		"project quota":       {request{size: size, parameters: map[string]string{"hardSize": "project"}}, nil, codes.InvalidArgument, "pool test enforces sizes by image"},
+		"unknown parameter": {
+			request{size: size, parameters: map[string]string{"pol": "x"}}, nil,
+			codes.InvalidArgument, "StorageClass podvirt-fast: pol: unknown parameter; nearest: pool",
+		},
+		"bad word": {
+			request{size: size, parameters: map[string]string{"content": "disc"}}, nil,
+			codes.InvalidArgument, `content: "disc": not one of auto, disk, files; nearest: disk`,
+		},
+		"two mistakes": {
+			request{size: size, parameters: map[string]string{"contend": "disk", "preallocation": "some"}}, nil,
+			codes.InvalidArgument, "nearest: content\nStorageClass podvirt-fast: preallocation",
+		},
+		"unknown pool": {
+			request{size: size, parameters: map[string]string{"pool": "fast"}}, nil,
+			codes.ResourceExhausted, `node n1 has no pool "fast"; pools here: test`,
+		},
+		"too small":         {request{size: 1 << 20}, nil, codes.OutOfRange, "the smallest volume has 16777216"},
+		"negative":          {request{size: -1}, nil, codes.InvalidArgument, "size -1"},
+		"too large":         {request{size: 1 << 40}, nil, codes.ResourceExhausted, "pool test on node n1 has"},
+		"too small for xfs": {request{size: size, fsType: "xfs"}, nil, codes.InvalidArgument, "fstype xfs needs 300Mi; use ext4"},
+		"unknown file system": {
+			request{size: size, fsType: "zfs"}, nil,
+			codes.InvalidArgument, `fstype "zfs": not one of xfs, ext4, btrfs`,
+		},
+		"mount option": {request{size: size, flags: []string{"dax"}}, nil, codes.InvalidArgument, `mount option: "dax": not one of`},
+		"readers only": {
+			request{size: size, mode: csi.VolumeCapability_AccessMode_MULTI_NODE_READER_ONLY}, nil,
+			codes.InvalidArgument, "would stay empty",
+		},
+		"files in a Block": {
+			request{size: size, block: true}, map[string]string{annotationContent: "files"},
+			codes.InvalidArgument, `podvirt.dev/content: "files": a Block volume is always content disk`,
+		},
+		"unknown content": {
+			request{size: size}, map[string]string{annotationContent: "dsk"},
+			codes.InvalidArgument, `podvirt.dev/content: "dsk": not one of disk, files; nearest: disk`,
+		},
+		"an import": {
+			request{size: size}, map[string]string{annotationImport: "https://example.org/x"},
+			codes.InvalidArgument, "podvirt.dev/import-source",
+		},
+		"project quota": {
+			request{size: size, parameters: map[string]string{"hardSize": "project"}}, nil,
+			codes.InvalidArgument, "pool test enforces sizes by image",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := test.request
@@ -297,7 +336,9 @@ func TestClaimShapesTheVolume(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{`"content": "disk"`, `"preallocation": "falloc"`, `"directIO": "off"`, `"uid": "u1"`, `"namespace": "shop"`, `"state": "ready"`} {
+	for _, want := range []string{
+		`"content": "disk"`, `"preallocation": "falloc"`, `"directIO": "off"`, `"uid": "u1"`, `"namespace": "shop"`, `"state": "ready"`,
+	} {
 		if !strings.Contains(string(data), want) {
 			t.Errorf("meta.json lacks %s:\n%s", want, data)
 		}

@@ -2,7 +2,6 @@ package driver
 
 import (
 	"context"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,7 +18,7 @@ import (
 	"podvirt.dev/csi-hostpath/internal/pooltest"
 )
 
-func TestMain(m *testing.M) { os.Exit(pooltest.Main(m)) }
+func TestMain(m *testing.M) { pooltest.Main(m) }
 
 // bench is a running driver with one pool, called test, and a client of it.
 type bench struct {

@@ -67,9 +67,10 @@ func parseClass(class string, params map[string]string) (classParams, error) {
 		value, param := params[key], known[key]
 		switch {
 		case param.to == nil:
-			errs = append(errs, fmt.Errorf("StorageClass %s: %s: unknown parameter; nearest: %s", class, key, words.Nearest(key, slices.Sorted(maps.Keys(known)))))
+			nearest := words.Nearest(key, slices.Sorted(maps.Keys(known)))
+			errs = append(errs, fmt.Errorf("StorageClass %s: %s: unknown parameter; nearest: %s", class, key, nearest))
 		case param.allowed != nil && !slices.Contains(param.allowed, value):
-			errs = append(errs, fmt.Errorf("StorageClass %s: %s: %q: not one of %s; nearest: %s", class, key, value, strings.Join(param.allowed, ", "), words.Nearest(value, param.allowed)))
+			errs = append(errs, fmt.Errorf("StorageClass %s: %w", class, notOneOf(key, value, param.allowed)))
 		default:
 			*param.to = value
 		}
@@ -77,16 +78,29 @@ func parseClass(class string, params map[string]string) (classParams, error) {
 	return parsed, invalid(errors.Join(errs...))
 }
 
+func notOneOf(key, value string, allowed []string) error {
+	return fmt.Errorf("%s: %q: not one of %s; nearest: %s", key, value, strings.Join(allowed, ", "), words.Nearest(value, allowed))
+}
+
 func preallocations() []string {
 	return []string{string(volume.PreallocateNone), string(volume.PreallocateFalloc), string(volume.PreallocateFull)}
 }
+
+// refusal is an error of the caller's whose text, fixed by storage.md, stands alone. It is errInvalid.
+type refusal struct{ error }
+
+// Is makes a refusal errInvalid.
+func (refusal) Is(target error) bool { return target == errInvalid }
+
+// Unwrap returns the error that was refused.
+func (r refusal) Unwrap() error { return r.error }
 
 // invalid marks an error as the caller's; nil stays nil.
 func invalid(err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%w: %w", errInvalid, err)
+	return refusal{err}
 }
 
 // newVolume turns a CreateVolume request into the pool's name and what to make there.
@@ -183,10 +197,12 @@ func shape(r *volume.Request, capabilities []*csi.VolumeCapability, s shaping) e
 	r.Preallocation, err = preallocationOf(s.annotations[annotationPreallocation], s.class.preallocation)
 	errs = append(errs, err)
 	if s.class.hardSize == poolconfig.HardSizeProject {
-		errs = append(errs, fmt.Errorf("StorageClass parameter hardSize: %q: pool %s enforces sizes by %s", s.class.hardSize, s.where.Name, s.where.HardSize))
+		errs = append(errs, fmt.Errorf("StorageClass parameter hardSize: %q: pool %s enforces sizes by %s",
+			s.class.hardSize, s.where.Name, s.where.HardSize))
 	}
 	if r.Preallocation == volume.PreallocateFalloc && s.where.Abilities.FileSystem == filesystem.Btrfs {
-		errs = append(errs, fmt.Errorf("%s: %q: falloc is not supported by file system btrfs of pool %s: none, full", annotationPreallocation, r.Preallocation, s.where.Name))
+		errs = append(errs, fmt.Errorf("%s: %q: falloc is not supported by file system btrfs of pool %s: none, full",
+			annotationPreallocation, r.Preallocation, s.where.Name))
 	}
 	if r.Mode == volume.ModeFilesystem && (s.where.HardSize == poolconfig.HardSizeImage || s.class.hardSize == poolconfig.HardSizeImage) {
 		r.FSType, err = imageType(fsType, r.Size)
@@ -238,8 +254,7 @@ func contentOf(mode volume.Mode, annotation, class string) (volume.Content, erro
 	case asked == auto, asked == string(volume.ContentFiles):
 		return volume.ContentFiles, nil
 	}
-	allowed := []string{string(volume.ContentDisk), string(volume.ContentFiles)}
-	return "", fmt.Errorf("%s: %q: not one of %s; nearest: %s", annotationContent, annotation, strings.Join(allowed, ", "), words.Nearest(annotation, allowed))
+	return "", notOneOf(annotationContent, annotation, []string{string(volume.ContentDisk), string(volume.ContentFiles)})
 }
 
 func preallocationOf(annotation, class string) (volume.Preallocation, error) {
@@ -251,8 +266,7 @@ func preallocationOf(annotation, class string) (volume.Preallocation, error) {
 		return volume.PreallocateNone, nil
 	}
 	if !slices.Contains(preallocations(), asked) {
-		return "", fmt.Errorf("%s: %q: not one of %s; nearest: %s", annotationPreallocation, asked,
-			strings.Join(preallocations(), ", "), words.Nearest(asked, preallocations()))
+		return "", notOneOf(annotationPreallocation, asked, preallocations())
 	}
 	return volume.Preallocation(asked), nil
 }

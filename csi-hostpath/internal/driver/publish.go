@@ -120,7 +120,9 @@ func publicationOf(req *csi.NodePublishVolumeRequest) publication {
 }
 
 // admit refuses a second writer of a VM disk, and any second user of a ReadWriteOncePod claim (ST-018).
-func (n *unlockedNode) admit(ctx context.Context, v volume.Volume, capability *csi.VolumeCapability, wanted publication, live []publication) error {
+func (n *unlockedNode) admit(
+	ctx context.Context, v volume.Volume, capability *csi.VolumeCapability, wanted publication, live []publication,
+) error {
 	for _, other := range live {
 		switch {
 		case other.Target == wanted.Target:

@@ -189,7 +189,7 @@ func (m *Manager) ensureOpen(ctx context.Context, e *entry) error {
 		return fmt.Errorf("%w: pools on a device or a claim are not served by this version; use path", volume.ErrNotReady)
 	}
 	if e.spec.HardSize == poolconfig.HardSizeProject {
-		return fmt.Errorf("%w: hardSize=project: not served by this version, since the owner of a file may change its project; use image", volume.ErrNotReady)
+		return fmt.Errorf("%w: hardSize=project: the owner of a file may change its project; use image", volume.ErrNotReady)
 	}
 	shares, err := m.sharesOS(e.spec.Path)
 	if err != nil {

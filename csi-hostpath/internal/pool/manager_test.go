@@ -16,7 +16,7 @@ import (
 	"podvirt.dev/csi-hostpath/internal/volume"
 )
 
-func TestMain(m *testing.M) { os.Exit(pooltest.Main(m)) }
+func TestMain(m *testing.M) { pooltest.Main(m) }
 
 func block(name string, size int64) volume.Request {
 	return volume.Request{Name: name, Size: size, Content: volume.ContentDisk, Mode: volume.ModeBlock}

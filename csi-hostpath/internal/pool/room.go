@@ -214,6 +214,7 @@ type Report struct {
 	Size       int64   `json:"size"`
 	Free       int64   `json:"free"`
 	Promised   int64   `json:"promised"`
+	Reserved   int64   `json:"reserved"`
 	Available  int64   `json:"available"`
 }
 
@@ -238,7 +239,8 @@ func (m *Manager) Reports() []Report {
 		}
 		if e.problem == nil {
 			if room, err := m.room(e); err == nil {
-				report.Size, report.Free, report.Promised, report.Available = room.Size, room.Free, room.Promised, room.Available
+				report.Size, report.Free, report.Promised = room.Size, room.Free, room.Promised
+				report.Reserved, report.Available = room.Reserved, room.Available
 			}
 		}
 		reports = append(reports, report)

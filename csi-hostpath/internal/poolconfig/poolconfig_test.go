@@ -37,18 +37,20 @@ func TestParseErrors(t *testing.T) {
 		text string
 		want []string
 	}{
-		"unknown key":          {`[{name: a, pol: x, path: /var/lib/podvirt/a}]`, []string{`data.storage.pools: [0].pol: unknown key; nearest: path`}},
-		"no backing":           {`[{name: a}]`, []string{`data.storage.pools: [0]: exactly one of path, device, pvcTemplate`}},
-		"two backings":         {`[{name: a, path: /var/lib/podvirt/a, device: /dev/sdb}]`, []string{`[0]: exactly one of path, device, pvcTemplate`}},
-		"outside":              {`[{name: a, path: /data}]`, []string{`[0].path: "/data" is not below /var/lib/podvirt`}},
-		"outside by dots":      {`[{name: a, path: /var/lib/podvirt/../x}]`, []string{`[0].path: "/var/lib/x" is not below /var/lib/podvirt`}},
-		"the root itself":      {`[{name: a, path: /var/lib/podvirt}]`, []string{`is not below`}},
-		"same name":            {`[{name: a, path: /var/lib/podvirt/a}, {name: a, path: /var/lib/podvirt/b}]`, []string{`[1].name: "a" is used twice`}},
-		"format":               {`[{name: a, device: /dev/sdb, format: zfs}]`, []string{`[0].format: "zfs": xfs, btrfs, ext4, none`}},
-		"overcommit":           {`[{name: a, path: /var/lib/podvirt/a, overcommit: 0.5}]`, []string{`[0].overcommit: 0.5: 1.0 or more`}},
-		"reserve":              {`[{name: a, path: /var/lib/podvirt/a, reserve: 10 pct}]`, []string{`[0].reserve: "10 pct": a quantity or percent`}},
-		"not a list":           {`name: a`, []string{`data.storage.pools: not a YAML list of pools`}},
-		"all errors at once":   {`[{name: A_, path: x}, {path: /var/lib/podvirt/b}]`, []string{`[0].name: "A_" is not a DNS label`, `[0].path: "x" is not an absolute path`, `[1].name: required`}},
+		"unknown key":     {`[{name: a, pol: x, path: /var/lib/podvirt/a}]`, []string{`data.storage.pools: [0].pol: unknown key; nearest: path`}},
+		"no backing":      {`[{name: a}]`, []string{`data.storage.pools: [0]: exactly one of path, device, pvcTemplate`}},
+		"two backings":    {`[{name: a, path: /var/lib/podvirt/a, device: /dev/sdb}]`, []string{`[0]: exactly one of path, device, pvcTemplate`}},
+		"outside":         {`[{name: a, path: /data}]`, []string{`[0].path: "/data" is not below /var/lib/podvirt`}},
+		"outside by dots": {`[{name: a, path: /var/lib/podvirt/../x}]`, []string{`[0].path: "/var/lib/x" is not below /var/lib/podvirt`}},
+		"the root itself": {`[{name: a, path: /var/lib/podvirt}]`, []string{`is not below`}},
+		"same name":       {`[{name: a, path: /var/lib/podvirt/a}, {name: a, path: /var/lib/podvirt/b}]`, []string{`[1].name: "a" is used twice`}},
+		"format":          {`[{name: a, device: /dev/sdb, format: zfs}]`, []string{`[0].format: "zfs": xfs, btrfs, ext4, none`}},
+		"overcommit":      {`[{name: a, path: /var/lib/podvirt/a, overcommit: 0.5}]`, []string{`[0].overcommit: 0.5: 1.0 or more`}},
+		"reserve":         {`[{name: a, path: /var/lib/podvirt/a, reserve: 10 pct}]`, []string{`[0].reserve: "10 pct": a quantity or percent`}},
+		"not a list":      {`name: a`, []string{`data.storage.pools: not a YAML list of pools`}},
+		"all errors at once": {`[{name: A_, path: x}, {path: /var/lib/podvirt/b}]`, []string{
+			`[0].name: "A_" is not a DNS label`, `[0].path: "x" is not an absolute path`, `[1].name: required`,
+		}},
 		"a template that is 1": {`[{name: a, pvcTemplate: 1}]`, []string{`[0].pvcTemplate: not a PersistentVolumeClaim spec`}},
 	} {
 		t.Run(name, func(t *testing.T) {

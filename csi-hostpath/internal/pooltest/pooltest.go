@@ -122,13 +122,12 @@ const envPrivate = "PODVIRT_TEST_PRIVATE_MOUNTS"
 
 // Main runs the tests of a package in a mount namespace of their own. In the machine's namespace every program that
 // makes a namespace meanwhile would keep a copy of the tests' mounts, and with it their loop devices, alive.
-func Main(m *testing.M) int {
+func Main(m *testing.M) {
 	unshare, err := exec.LookPath("unshare")
-	if os.Getuid() != 0 || os.Getenv(envPrivate) != "" || err != nil {
-		return m.Run()
+	if os.Getuid() == 0 && os.Getenv(envPrivate) == "" && err == nil {
+		argv := append([]string{unshare, "--mount", "--propagation=private", "--"}, os.Args...)
+		err = syscall.Exec(unshare, argv, append(os.Environ(), envPrivate+"=1"))
+		fmt.Fprintln(os.Stderr, "running the tests in a namespace of their own:", err)
 	}
-	argv := append([]string{unshare, "--mount", "--propagation=private", "--"}, os.Args...)
-	err = syscall.Exec(unshare, argv, append(os.Environ(), envPrivate+"=1"))
-	fmt.Fprintln(os.Stderr, "running the tests in a namespace of their own:", err)
-	return 1
+	m.Run()
 }

@@ -33,7 +33,8 @@ const envKillAt = "PODVIRT_TEST_KILL_AT"
 func TestMain(m *testing.M) {
 	text, child := os.LookupEnv(envKillAt)
 	if !child {
-		os.Exit(pooltest.Main(m))
+		pooltest.Main(m)
+		return
 	}
 	killAt, err := strconv.Atoi(text)
 	if err != nil {
@@ -92,7 +93,7 @@ func (p *process) socket() string { return filepath.Join(p.dir, "csi.sock") }
 func (p *process) start(killAt int) {
 	p.t.Helper()
 	p.cmd = exec.Command(os.Args[0], "--node-name=n1", "--socket="+p.socket(), "--registration-dir=", "--pools-root="+filepath.Dir(filepath.Dir(p.pool)),
-		"--pools-file="+filepath.Join(p.dir, "pools.yaml"), "--scratch="+filepath.Join(p.dir, "scratch"), "-v=0")
+		"--pools-file="+filepath.Join(p.dir, "pools.yaml"), "--scratch="+filepath.Join(p.dir, "scratch"), "--status-address=", "-v=0")
 	p.cmd.Env = append(os.Environ(), envKillAt+"="+strconv.Itoa(killAt))
 	p.cmd.Stderr = p.log
 	if err := p.cmd.Start(); err != nil {

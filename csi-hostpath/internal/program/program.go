@@ -24,7 +24,9 @@ import (
 	"podvirt.dev/csi-hostpath/internal/pool"
 	"podvirt.dev/csi-hostpath/internal/poolconfig"
 	"podvirt.dev/csi-hostpath/internal/registration"
+	"podvirt.dev/csi-hostpath/internal/status"
 	"podvirt.dev/internal/cli"
+	"podvirt.dev/internal/selfsigned"
 )
 
 // probeTimeout bounds "csi-hostpath probe".
@@ -40,6 +42,7 @@ type Config struct {
 	OSPaths         []string
 	Scratch         string
 	Kubeconfig      string
+	StatusAddress   string
 	Verbosity       int
 }
 
@@ -47,12 +50,15 @@ func (c *Config) flags() *pflag.FlagSet {
 	set := pflag.NewFlagSet("csi-hostpath", pflag.ContinueOnError)
 	set.StringVar(&c.Node, "node-name", "", "name of this node (required)")
 	set.StringVar(&c.Socket, "socket", "/var/lib/kubelet/plugins/"+api.CSIDriver+"/csi.sock", "where CSI is served")
-	set.StringVar(&c.RegistrationDir, "registration-dir", "/var/lib/kubelet/plugins_registry", "kubelet's directory for registration sockets; empty: do not register")
+	set.StringVar(&c.RegistrationDir, "registration-dir", "/var/lib/kubelet/plugins_registry",
+		"kubelet's directory for registration sockets; empty: do not register")
 	set.StringVar(&c.PoolsRoot, "pools-root", "/var/lib/podvirt", "directory below which pools lie")
 	set.StringVar(&c.PoolsFile, "pools-file", "", "read storage.pools from this file once and do without an API server")
-	set.StringSliceVar(&c.OSPaths, "os-path", []string{"/", "/var/lib/kubelet", "/var/lib/containerd"}, "paths on file systems that a pool must not share")
+	set.StringSliceVar(&c.OSPaths, "os-path", []string{"/", "/var/lib/kubelet", "/var/lib/containerd"},
+		"paths on file systems that a pool must not share")
 	set.StringVar(&c.Scratch, "scratch", "/run/podvirt-csi-hostpath", "private directory for mounts while volumes are made")
 	set.StringVar(&c.Kubeconfig, "kubeconfig", "", "how to reach the API server; empty: the service account of the Pod")
+	set.StringVar(&c.StatusAddress, "status-address", ":9443", "where health and metrics are served by HTTPS; empty: nowhere")
 	set.IntVarP(&c.Verbosity, "verbosity", "v", 2, "log detail, 0 to 9")
 	return set
 }
@@ -108,8 +114,9 @@ func serve(ctx context.Context, config Config, hook fault.Hook) error {
 	if err != nil {
 		return err
 	}
+	metrics := status.New(cli.Version, pools)
 	csiDriver, err := driver.New(driver.Options{
-		Node: config.Node, Version: cli.Version, Socket: config.Socket, Pools: pools, Claims: claims, Fault: hook,
+		Node: config.Node, Version: cli.Version, Socket: config.Socket, Pools: pools, Claims: claims, Fault: hook, Observe: metrics.Observe,
 	})
 	if err != nil {
 		return err
@@ -121,7 +128,16 @@ func serve(ctx context.Context, config Config, hook fault.Hook) error {
 			if !arrived(ctx, configured) {
 				return nil
 			}
-			return csiDriver.Run(ctx, func() { close(answering) })
+			return csiDriver.Run(ctx, func() {
+				metrics.Ready()
+				close(answering)
+			})
+		},
+		func(ctx context.Context) error {
+			if config.StatusAddress == "" {
+				return nil
+			}
+			return selfsigned.Serve(ctx, "podvirt-csi-hostpath", config.StatusAddress, metrics.Handler())
 		},
 		func(ctx context.Context) error {
 			if config.RegistrationDir == "" || !arrived(ctx, answering) {
@@ -134,7 +150,9 @@ func serve(ctx context.Context, config Config, hook fault.Hook) error {
 
 // configuration returns the parts that bring the pools, from a file or from the API server. configured is closed when
 // the first pools were applied.
-func configuration(ctx context.Context, config Config, pools *pool.Manager, configured chan struct{}) ([]func(context.Context) error, driver.Claims, error) {
+func configuration(
+	ctx context.Context, config Config, pools *pool.Manager, configured chan struct{},
+) ([]func(context.Context) error, driver.Claims, error) {
 	if config.PoolsFile != "" {
 		text, err := os.ReadFile(config.PoolsFile)
 		if err != nil {

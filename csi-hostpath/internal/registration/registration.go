@@ -102,7 +102,9 @@ func (s *service) GetInfo(context.Context, *registerapi.InfoRequest) (*registera
 }
 
 // NotifyRegistrationStatus hears whether kubelet took the plugin.
-func (s *service) NotifyRegistrationStatus(ctx context.Context, status *registerapi.RegistrationStatus) (*registerapi.RegistrationStatusResponse, error) {
+func (s *service) NotifyRegistrationStatus(
+	ctx context.Context, status *registerapi.RegistrationStatus,
+) (*registerapi.RegistrationStatusResponse, error) {
 	logger := klog.FromContext(ctx)
 	if status.GetPluginRegistered() {
 		logger.Info("Registered with kubelet")

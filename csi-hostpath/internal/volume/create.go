@@ -62,8 +62,10 @@ func (s *Store) Find(r Request) (Volume, error) {
 	if !ok {
 		return Volume{}, fmt.Errorf("%w: %s", ErrNotFound, r.Name)
 	}
-	if existing.Size != Round(r.Size) || existing.Content != r.Content || existing.Mode != r.Mode || !maps.Equal(existing.Parameters, r.Parameters) {
-		return Volume{}, fmt.Errorf("%w: %s has %d bytes, content %s, mode %s", ErrIncompatible, r.Name, existing.Size, existing.Content, existing.Mode)
+	same := existing.Size == Round(r.Size) && existing.Content == r.Content && existing.Mode == r.Mode
+	if !same || !maps.Equal(existing.Parameters, r.Parameters) {
+		return Volume{}, fmt.Errorf("%w: %s has %d bytes, content %s, mode %s",
+			ErrIncompatible, r.Name, existing.Size, existing.Content, existing.Mode)
 	}
 	return existing, nil
 }

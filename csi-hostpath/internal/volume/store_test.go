@@ -15,7 +15,7 @@ import (
 	"podvirt.dev/csi-hostpath/internal/pooltest"
 )
 
-func TestMain(m *testing.M) { os.Exit(pooltest.Main(m)) }
+func TestMain(m *testing.M) { pooltest.Main(m) }
 
 func open(t *testing.T, dir string, hook fault.Hook) *Store {
 	t.Helper()

@@ -18,6 +18,9 @@ type Usage struct {
 // Counts reports whether the volume made under the name is in Promised and Allocated.
 func (u Usage) Counts(name string) bool { return u.counted[name] }
 
+// Allocated returns the bytes the volume occupies in its pool.
+func (v Volume) Allocated() int64 { return min(allocated(v.Data()), v.Promised) }
+
 // Usage measures the pool.
 func (s *Store) Usage() (Usage, error) {
 	if err := s.Check(); err != nil {
@@ -32,7 +35,7 @@ func (s *Store) Usage() (Usage, error) {
 	for _, volume := range s.List() {
 		usage.counted[volume.Name] = true
 		usage.Promised += volume.Promised
-		usage.Allocated += min(allocated(volume.Data()), volume.Promised)
+		usage.Allocated += volume.Allocated()
 	}
 	return usage, nil
 }
