@@ -160,8 +160,8 @@ func checkMAC(p *parser, key, mac string) {
 	}
 }
 
-// maxPorts is how many items option ports may have.
-const maxPorts = 128
+// MaxPorts is how many items option ports may have.
+const MaxPorts = 128
 
 func checkPorts(p *parser, key string, n *NIC) {
 	if len(n.Ports) == 0 {
@@ -171,8 +171,8 @@ func checkPorts(p *parser, key string, n *NIC) {
 		p.optionValue(key, "ports", p.values[key].options["ports"],
 			"ports has no meaning with "+string(n.Binding)+"; use a NetworkPolicy")
 	}
-	if len(n.Ports) > maxPorts {
-		p.fail(key, fmt.Sprintf("%s: ports: %d items; at most %d", Prefix+key, len(n.Ports), maxPorts))
+	if len(n.Ports) > MaxPorts {
+		p.fail(key, fmt.Sprintf("%s: ports: %d items; at most %d", Prefix+key, len(n.Ports), MaxPorts))
 	}
 	for i, r := range n.Ports {
 		item := p.values[key].parts["ports"][i]

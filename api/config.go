@@ -86,3 +86,6 @@ func (c Config) Obsolete(model string) bool {
 	}
 	return slices.Contains(strings.Fields(obsoleteModels), base)
 }
+
+// ObsoleteModels returns the built-in list of models that VMs must not name.
+func ObsoleteModels() []string { return strings.Fields(obsoleteModels) }

@@ -14,12 +14,13 @@ const (
 	PartPattern = `(?:[^"+]|"[^"]*")+`
 )
 
-// Texts about the option grammar.
+// Texts about the option grammar, shared with the policies.
 const (
-	emptyItem    = "empty item, or a double quote that is not closed"
-	blankInValue = "a value with a blank stands in double quotes"
-	emptyValue   = "empty value"
-	listedTwice  = "listed twice"
+	EmptyItem     = "empty item, or a double quote that is not closed"
+	BlankInValue  = "a value with a blank stands in double quotes"
+	EmptyValue    = "empty value"
+	ListedTwice   = "listed twice"
+	PolicyMessage = "policy is not one of force, require, optional, disable, forbid"
 )
 
 // item is one item of an option string, before it is judged.

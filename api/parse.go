@@ -110,13 +110,13 @@ func (p *parser) options(key string, r *row, v *parsed) {
 	items, ok := splitItems(v.raw)
 	switch {
 	case !ok:
-		p.value(key, v.raw, emptyItem)
+		p.value(key, v.raw, EmptyItem)
 		return
 	case len(items) == 0 && r.HasMain():
 		p.value(key, v.raw, r.Value.Check(""))
 		return
 	case len(items) == 0 && r.Device() == "":
-		p.value(key, v.raw, "no options; "+oneOfOptions(r))
+		p.value(key, v.raw, NoOptions(r.Annotation))
 		return
 	}
 	v.options, v.parts = make(map[string]string, len(items)), map[string][]string{}
@@ -129,7 +129,14 @@ func (p *parser) options(key string, r *row, v *parsed) {
 	}
 }
 
-func oneOfOptions(r *row) string { return "options: " + strings.Join(r.names, ", ") }
+// NoOptions is what an empty value is told where only options could stand.
+func NoOptions(a Annotation) string {
+	names := make([]string, len(a.Options))
+	for i, o := range a.Options {
+		names[i] = o.Name
+	}
+	return "no options; options: " + strings.Join(names, ", ")
+}
 
 func (p *parser) mainWord(key string, r *row, written string, v *parsed) {
 	v.word = written
@@ -142,7 +149,7 @@ func (p *parser) mainWord(key string, r *row, written string, v *parsed) {
 			p.value(key, w, wrong)
 		}
 		if slices.Contains(words[:i], w) {
-			p.value(key, w, listedTwice)
+			p.value(key, w, ListedTwice)
 		}
 	}
 }
@@ -155,16 +162,16 @@ func (p *parser) option(key string, r *row, it item, v *parsed) {
 		return
 	}
 	if _, twice := v.options[it.name]; twice {
-		p.fail(key, fmt.Sprintf("%s: %s: %s", Prefix+key, it.name, listedTwice))
+		p.fail(key, fmt.Sprintf("%s: %s: %s", Prefix+key, it.name, ListedTwice))
 		return
 	}
 	v.options[it.name] = unquote(it.value)
 	switch {
 	case !compiled(OptionValuePattern).MatchString(it.value):
-		p.optionValue(key, it.name, unquote(it.value), blankInValue)
+		p.optionValue(key, it.name, unquote(it.value), BlankInValue)
 		return
 	case unquote(it.value) == "":
-		p.optionValue(key, it.name, "", emptyValue)
+		p.optionValue(key, it.name, "", EmptyValue)
 		return
 	}
 	parts := []string{v.options[it.name]}
@@ -190,7 +197,7 @@ func unknownOption(r *row, name string) string {
 func (p *parser) set(key string, r *row, v *parsed) {
 	items, ok := splitItems(v.raw)
 	if !ok || len(items) == 0 {
-		p.value(key, v.raw, emptyItem)
+		p.value(key, v.raw, EmptyItem)
 		return
 	}
 	seen := map[string]bool{}
@@ -204,13 +211,12 @@ func (p *parser) set(key string, r *row, v *parsed) {
 			continue
 		}
 		if seen[it.name] {
-			p.fail(key, fmt.Sprintf("%s: %s: %s", Prefix+key, it.name, listedTwice))
+			p.fail(key, fmt.Sprintf("%s: %s: %s", Prefix+key, it.name, ListedTwice))
 			continue
 		}
 		seen[it.name] = true
 		if !slices.Contains(r.Policies, policy) {
-			p.optionValue(key, it.name, policy, "policy is not one of force, require, optional, disable, forbid"+
-				nearestSuffix(policy, r.Policies))
+			p.optionValue(key, it.name, policy, PolicyMessage+nearestSuffix(policy, r.Policies))
 			continue
 		}
 		v.set = append(v.set, CPUFeature{Name: it.name, Policy: FeaturePolicy(policy)})
@@ -220,16 +226,24 @@ func (p *parser) set(key string, r *row, v *parsed) {
 
 // deviceNameWrong says what is wrong with the name of a device, or "" (VM-013).
 func deviceNameWrong(kind, name string) string {
-	longest := MaxDeviceName(kind)
+	long, bad := DeviceNameMessages(kind)
 	switch {
-	case len(name) > longest && kind == "nic":
-		return fmt.Sprintf("name longer than %d characters, the most that a network interface can have", longest)
-	case len(name) > longest:
-		return fmt.Sprintf("name longer than %d characters, since Kubernetes ends the name of an annotation at 63", longest)
-	case !compiled(deviceNamePattern).MatchString(name):
-		return "name is not made of a-z, 0-9, - and ., with a letter or digit at both ends"
+	case len(name) > MaxDeviceName(kind):
+		return long
+	case !compiled(DeviceNamePattern).MatchString(name):
+		return bad
 	}
 	return ""
+}
+
+// DeviceNameMessages returns what a name is told that is too long, and one with other characters than names may have.
+func DeviceNameMessages(kind string) (long, bad string) {
+	why := "since Kubernetes ends the name of an annotation at 63"
+	if kind == "nic" {
+		why = "the most that a network interface can have"
+	}
+	return fmt.Sprintf("name longer than %d characters, %s", MaxDeviceName(kind), why),
+		"name is not made of a-z, 0-9, - and ., with a letter or digit at both ends"
 }
 
 // MaxDeviceName returns how long the name of a device of that kind may be: KIND.NAME has at most 63 characters, the

@@ -220,6 +220,7 @@ func (r *resolver) memory() {
 		m.Memory.Guest = f.Fit(limit)
 		f.Guest = m.Memory.Guest
 		if m.Memory.Guest < MinMemory {
+			f.Guest = 0
 			r.fail("memory", fmt.Sprintf("%s: limits.memory %s less %s overhead leaves less than 16Mi for the guest",
 				KeyMemory, showBytes(r.pod.Limits.Memory), showMiB(f.Overhead())))
 		}

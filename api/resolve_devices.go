@@ -3,20 +3,21 @@ package api
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
 
-// knownPaths are the directories of container vm (vm.md 2.4); those that end in a slash hold one entry each.
-func knownPaths() []string {
+// KnownPaths are the directories of container vm (vm.md 2.4); those that end in a slash hold one entry each.
+func KnownPaths() []string {
 	return []string{
 		PathDisks, PathCDROMs, PathCloudInit, PathIgnition, PathSysprep, PathConfig, PathShares, PathState, PathStateTemplate,
 		PathSSHKeys, PathPasswords, PathPod, PathKernel, PathACPI, PathLaunch, PathCredentials, PathDumps, PathHotplug, PathScratch,
 	}
 }
 
-// laterPaths are those that this version does not honour.
-func laterPaths() []string {
+// LaterPaths are those that this version does not honour.
+func LaterPaths() []string {
 	return []string{
 		PathIgnition, PathSysprep, PathConfig, PathShares, PathStateTemplate, PathPasswords, PathKernel, PathACPI, PathLaunch,
 		PathCredentials, PathDumps, PathHotplug,
@@ -34,7 +35,7 @@ func (r *resolver) paths() {
 		case known == "":
 			r.errs = append(r.errs, Error{Key: path.Path, Text: path.Path + ": unknown path" + suffix(nearestPath(path.Path))})
 			continue
-		case slices.Contains(laterPaths(), known):
+		case slices.Contains(LaterPaths(), known):
 			r.errs = append(r.errs, Error{Key: path.Path, Text: path.Path + ": " + NotYet})
 		}
 		r.notePath(known, strings.TrimPrefix(path.Path, known))
@@ -56,9 +57,9 @@ func (r *resolver) notePath(known, name string) {
 	}
 }
 
-// knownPath returns the entry of knownPaths that the path belongs to, or "".
+// knownPath returns the entry of KnownPaths that the path belongs to, or "".
 func knownPath(path string) string {
-	for _, known := range knownPaths() {
+	for _, known := range KnownPaths() {
 		if !strings.HasSuffix(known, "/") {
 			if path == known {
 				return known
@@ -79,7 +80,7 @@ func nearestPath(path string) string {
 	if parts := strings.SplitN(strings.TrimPrefix(path, PathRoot+"/"), "/", 2); len(parts) == 2 {
 		directory, name = PathRoot+"/"+parts[0]+"/", parts[1]
 	}
-	near := Nearest(directory, knownPaths())
+	near := Nearest(directory, KnownPaths())
 	if strings.HasSuffix(near, "/") && name != "" {
 		return near + name
 	}
@@ -111,7 +112,7 @@ func (r *resolver) disks() {
 			continue
 		}
 		if d.Empty == 0 && d.Type != DiskTypeCDROM {
-			r.fail("disk."+d.Name, noSuchDisk(d.Name, disks))
+			r.fail("disk."+d.Name, noSuchDisk(d.Name, found))
 			continue
 		}
 		disks = append(disks, d)
@@ -164,12 +165,11 @@ func (r *resolver) diskAt(path Path, written map[string]Disk, found map[string]P
 	return d, true
 }
 
-func noSuchDisk(name string, disks []Disk) string {
-	slices.SortFunc(disks, compareDisks)
-	names := make([]string, len(disks))
-	for i, d := range disks {
-		names[i] = d.Name
-	}
+// noSuchDisk is what an annotation is told whose disk does not exist; the disks that are mounted are listed, root first.
+func noSuchDisk(name string, found map[string]Path) string {
+	names := slices.SortedFunc(maps.Keys(found), func(a, b string) int {
+		return cmp.Or(compareBool(a != RootDisk, b != RootDisk), strings.Compare(a, b))
+	})
 	list := strings.Join(names, ", ")
 	if list == "" {
 		list = "none is mounted below /vm/disks or /vm/cdroms"

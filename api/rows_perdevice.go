@@ -105,7 +105,7 @@ func limitOptions() []Option {
 	}
 	return append(options,
 		Option{"iops-size", quantity("64Ki").later(""), "none", "bytes that count as one operation"},
-		Option{"throttle-group", pattern(deviceNamePattern, "not a name").later(""), "none", "disks of one group share their limits"})
+		Option{"throttle-group", pattern(DeviceNamePattern, "not a name").later(""), "none", "disks of one group share their limits"})
 }
 
 func nicOptions() []Option {
@@ -143,7 +143,7 @@ func nicOptions() []Option {
 		{"tag", text(63).later(""), "none", "role in the guest's device metadata"},
 		{"acpi-index", integer(1, 16383), "none", "guest name eno<n>"},
 		{"resource", pattern(resourcePattern, "want domain/name").later(""), "NAD's resourceName", "resource that holds the device"},
-		{"failover", pattern(deviceNamePattern, "not a NIC name").later(""), "none", "standby pair of a VF"},
+		{"failover", pattern(DeviceNamePattern, "not a NIC name").later(""), "none", "standby pair of a VF"},
 		{"socket", pattern(absolutePath, "not an absolute path").later(""), "none", "vhostuser socket"},
 		{"socket-mode", word("client server").later(""), "`server`", "who listens"},
 	}

@@ -1,0 +1,5 @@
+package policy
+
+import "k8s.io/apimachinery/pkg/runtime"
+
+func setDefaults(runtime.Object) {}
