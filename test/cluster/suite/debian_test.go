@@ -118,7 +118,9 @@ func TestDebianGuest(t *testing.T) {
 			t.Errorf("page: %q", body)
 		}
 	})
-	t.Run("log", func(t *testing.T) { ns.WaitLog(t, "debian", api.ContainerName, "named-by-podvirt login:", harness.Medium) })
+	t.Run("log", func(t *testing.T) {
+		ns.WaitLog(t, "debian", api.ContainerName, "named-by-podvirt login:", harness.Medium)
+	})
 	t.Run("login on the console", func(t *testing.T) {
 		term := ns.Shell(t, "debian", api.ContainerName, "launcher", "ctl", "console")
 		term.Send(t, "\n")
