@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"podvirt.dev/device-plugin/internal/device"
+	"podvirt.dev/device-plugin/internal/kubelet/kubelettest"
 )
 
 const (
@@ -88,14 +89,14 @@ func startPlugin(t *testing.T, dir, instance string, board *device.Board) (m *Ma
 }
 
 func TestTheKubeletFindsEveryResource(t *testing.T) {
-	dir := shortDir(t)
-	k, _ := startKubelet(t, dir, "")
+	dir := kubelettest.ShortDir(t)
+	k, _ := kubelettest.Start(t, dir, "")
 	board := device.NewBoard()
 	board.Publish([]device.Resource{units("kvm", 1000), units("tun", 0)})
 	m, r, stop := startPlugin(t, dir, uid1, board)
 
-	eventually(t, 2*time.Second, "both registered", func() bool { return k.healthy(kvm) == 1000 && k.healthy(tun) == 0 })
-	eventually(t, time.Second, "the manager knows", func() bool { return len(m.Unregistered()) == 0 })
+	kubelettest.Eventually(t, 2*time.Second, "both registered", func() bool { return k.Healthy(kvm) == 1000 && k.Healthy(tun) == 0 })
+	kubelettest.Eventually(t, time.Second, "the manager knows", func() bool { return len(m.Unregistered()) == 0 })
 	if r.of(kvm) != "registered" {
 		t.Errorf("registrations = %q; want one", r.of(kvm))
 	}
@@ -107,18 +108,18 @@ func TestTheKubeletFindsEveryResource(t *testing.T) {
 	if sockets := ownSockets(t, dir); len(sockets) != 0 {
 		t.Errorf("sockets after the end = %q; want none", sockets)
 	}
-	if messages, _, _ := k.count(kvm); messages != 1 {
+	if messages, _, _ := k.Count(kvm); messages != 1 {
 		t.Errorf("%d messages; want one, and no empty list at the end", messages)
 	}
 }
 
 func TestListAndWatchSendsOnlyChanges(t *testing.T) {
-	dir := shortDir(t)
-	k, _ := startKubelet(t, dir, "")
+	dir := kubelettest.ShortDir(t)
+	k, _ := kubelettest.Start(t, dir, "")
 	board := device.NewBoard()
 	board.Publish([]device.Resource{units("kvm", 5), units("tun", 3)})
 	startPlugin(t, dir, uid1, board)
-	eventually(t, 2*time.Second, "registered", func() bool { return k.healthy(kvm) == 5 && k.healthy(tun) == 3 })
+	kubelettest.Eventually(t, 2*time.Second, "registered", func() bool { return k.Healthy(kvm) == 5 && k.Healthy(tun) == 3 })
 
 	for range 50 {
 		board.Publish([]device.Resource{units("kvm", 5), units("tun", 3)})
@@ -126,22 +127,22 @@ func TestListAndWatchSendsOnlyChanges(t *testing.T) {
 	more := units("kvm", 10)
 	more.Units[9].Reason = "gone"
 	board.Publish([]device.Resource{more, units("tun", 3)})
-	eventually(t, 2*time.Second, "the change arrived", func() bool { return k.healthy(kvm) == 9 })
+	kubelettest.Eventually(t, 2*time.Second, "the change arrived", func() bool { return k.Healthy(kvm) == 9 })
 
-	messages, _, _ := k.count(kvm)
-	untouched, _, _ := k.count(tun)
+	messages, _, _ := k.Count(kvm)
+	untouched, _, _ := k.Count(tun)
 	if messages != 2 || untouched != 1 {
 		t.Errorf("messages: kvm %d, tun %d; want 2 and 1", messages, untouched)
 	}
 }
 
 func TestFlappingCostsOneMessageASecond(t *testing.T) {
-	dir := shortDir(t)
-	k, _ := startKubelet(t, dir, "")
+	dir := kubelettest.ShortDir(t)
+	k, _ := kubelettest.Start(t, dir, "")
 	board := device.NewBoard()
 	board.Publish([]device.Resource{units("kvm", 1)})
 	startPlugin(t, dir, uid1, board)
-	eventually(t, 2*time.Second, "registered", func() bool { return k.healthy(kvm) == 1 })
+	kubelettest.Eventually(t, 2*time.Second, "registered", func() bool { return k.Healthy(kvm) == 1 })
 	for i := range 100 {
 		flapping := units("kvm", 1)
 		if i%2 == 0 {
@@ -151,40 +152,40 @@ func TestFlappingCostsOneMessageASecond(t *testing.T) {
 	}
 	last := units("kvm", 2)
 	board.Publish([]device.Resource{last})
-	eventually(t, 2*time.Second, "the last state arrived", func() bool { return k.healthy(kvm) == 2 })
-	if messages, _, _ := k.count(kvm); messages > 3 {
+	kubelettest.Eventually(t, 2*time.Second, "the last state arrived", func() bool { return k.Healthy(kvm) == 2 })
+	if messages, _, _ := k.Count(kvm); messages > 3 {
 		t.Errorf("%d messages for 100 changes; want at most 3", messages)
 	}
 }
 
 func TestResourcesComeAndGo(t *testing.T) {
-	dir := shortDir(t)
-	k, _ := startKubelet(t, dir, "")
+	dir := kubelettest.ShortDir(t)
+	k, _ := kubelettest.Start(t, dir, "")
 	board := device.NewBoard()
 	board.Publish([]device.Resource{units("kvm", 1)})
 	_, _, _ = startPlugin(t, dir, uid1, board)
-	eventually(t, 2*time.Second, "kvm", func() bool { return k.healthy(kvm) == 1 })
+	kubelettest.Eventually(t, 2*time.Second, "kvm", func() bool { return k.Healthy(kvm) == 1 })
 
 	board.Publish([]device.Resource{units("kvm", 1), units("tun", 1)})
-	eventually(t, 2*time.Second, "tun", func() bool { return k.healthy(tun) == 1 })
+	kubelettest.Eventually(t, 2*time.Second, "tun", func() bool { return k.Healthy(tun) == 1 })
 	board.Publish([]device.Resource{units("tun", 1)})
-	eventually(t, 2*time.Second, "kvm gone", func() bool { return k.healthy(kvm) == 0 && len(ownSockets(t, dir)) == 1 })
-	if messages, _, _ := k.count(tun); messages != 1 {
+	kubelettest.Eventually(t, 2*time.Second, "kvm gone", func() bool { return k.Healthy(kvm) == 0 && len(ownSockets(t, dir)) == 1 })
+	if messages, _, _ := k.Count(tun); messages != 1 {
 		t.Errorf("%d messages for tun; want 1", messages)
 	}
 }
 
 func TestKubeletRestartLosesNothing(t *testing.T) {
-	dir := shortDir(t)
+	dir := kubelettest.ShortDir(t)
 	board := device.NewBoard()
 	board.Publish([]device.Resource{units("kvm", 1000), units("tun", 1000)})
 	m, r, _ := startPlugin(t, dir, uid1, board)
 	for round := range 20 {
-		k, stop := startKubelet(t, dir, "")
-		eventually(t, 3*time.Second, fmt.Sprintf("capacity in round %d", round), func() bool {
-			return k.healthy(kvm) == 1000 && k.healthy(tun) == 1000
+		k, stop := kubelettest.Start(t, dir, "")
+		kubelettest.Eventually(t, 3*time.Second, fmt.Sprintf("capacity in round %d", round), func() bool {
+			return k.Healthy(kvm) == 1000 && k.Healthy(tun) == 1000
 		})
-		answer, err := k.allocate(t.Context(), kvm, "kvm-17")
+		answer, err := k.Allocate(t.Context(), kvm, "kvm-17")
 		if err != nil || len(answer.CdiDevices) != 1 || answer.CdiDevices[0].Name != kvm+"=any" {
 			t.Fatalf("round %d: Allocate = %v, %v", round, answer, err)
 		}
@@ -199,12 +200,12 @@ func TestKubeletRestartLosesNothing(t *testing.T) {
 }
 
 func TestDeletedSocketsAreRemade(t *testing.T) {
-	dir := shortDir(t)
-	k, _ := startKubelet(t, dir, "")
+	dir := kubelettest.ShortDir(t)
+	k, _ := kubelettest.Start(t, dir, "")
 	board := device.NewBoard()
 	board.Publish([]device.Resource{units("kvm", 7), units("tun", 7)})
 	_, r, _ := startPlugin(t, dir, uid1, board)
-	eventually(t, 2*time.Second, "registered", func() bool { return k.healthy(kvm) == 7 && k.healthy(tun) == 7 })
+	kubelettest.Eventually(t, 2*time.Second, "registered", func() bool { return k.Healthy(kvm) == 7 && k.Healthy(tun) == 7 })
 	for round := range 5 {
 		for _, socket := range ownSockets(t, dir) {
 			if err := os.Remove(socket); err != nil {
@@ -212,39 +213,39 @@ func TestDeletedSocketsAreRemade(t *testing.T) {
 			}
 		}
 		want := "registered" + strings.Repeat(" again", round+1)
-		eventually(t, 2*time.Second, "registered again", func() bool {
-			return len(ownSockets(t, dir)) == 2 && r.of(kvm) == want && r.of(tun) == want && k.healthy(kvm) == 7 && k.healthy(tun) == 7
+		kubelettest.Eventually(t, 2*time.Second, "registered again", func() bool {
+			return len(ownSockets(t, dir)) == 2 && r.of(kvm) == want && r.of(tun) == want && k.Healthy(kvm) == 7 && k.Healthy(tun) == 7
 		})
 	}
 }
 
 // The kubelet keeps several endpoints of one resource (since 1.37): the old Pod ends after the new one is registered.
 func TestUpgradeNeverLowersTheCapacity(t *testing.T) {
-	dir := shortDir(t)
-	k, _ := startKubelet(t, dir, "")
+	dir := kubelettest.ShortDir(t)
+	k, _ := kubelettest.Start(t, dir, "")
 	oldBoard, newBoard := device.NewBoard(), device.NewBoard()
 	oldBoard.Publish([]device.Resource{units("kvm", 100)})
 	_, _, stopOld := startPlugin(t, dir, uid1, oldBoard)
-	eventually(t, 2*time.Second, "the old one", func() bool { return k.healthy(kvm) == 100 })
+	kubelettest.Eventually(t, 2*time.Second, "the old one", func() bool { return k.Healthy(kvm) == 100 })
 
 	next, _, _ := startPlugin(t, dir, uid2, newBoard) // it knows nothing of KVM yet and so it says nothing
 	if missing := next.Unregistered(); len(missing) != 0 {
 		t.Errorf("unregistered = %q; want nothing while nothing is on the board", missing)
 	}
 	newBoard.Publish([]device.Resource{units("kvm", 100)})
-	eventually(t, 2*time.Second, "two endpoints", func() bool {
-		messages, _, endpoints := k.count(kvm)
+	kubelettest.Eventually(t, 2*time.Second, "two endpoints", func() bool {
+		messages, _, endpoints := k.Count(kvm)
 		return endpoints == 2 && messages == 2 && len(next.Unregistered()) == 0
 	})
 	stopOld()
-	eventually(t, 2*time.Second, "one endpoint", func() bool { _, _, endpoints := k.count(kvm); return endpoints == 1 })
-	if _, minimum, _ := k.count(kvm); minimum != 100 {
+	kubelettest.Eventually(t, 2*time.Second, "one endpoint", func() bool { _, _, endpoints := k.Count(kvm); return endpoints == 1 })
+	if _, minimum, _ := k.Count(kvm); minimum != 100 {
 		t.Errorf("lowest capacity seen = %d; want 100", minimum)
 	}
 }
 
 func TestSocketsOfDeadPodsAreRemovedAndLivingOnesStay(t *testing.T) {
-	dir := shortDir(t)
+	dir := kubelettest.ShortDir(t)
 	dead := filepath.Join(dir, "podvirt-00000000-dead.sock")
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: dead, Net: "unix"})
 	if err != nil {
@@ -260,7 +261,7 @@ func TestSocketsOfDeadPodsAreRemovedAndLivingOnesStay(t *testing.T) {
 	defer other.Close()
 
 	startPlugin(t, dir, uid1, device.NewBoard())
-	eventually(t, time.Second, "the dead socket is gone", func() bool {
+	kubelettest.Eventually(t, time.Second, "the dead socket is gone", func() bool {
 		_, err := os.Lstat(dead)
 		return errors.Is(err, fs.ErrNotExist)
 	})
@@ -270,19 +271,19 @@ func TestSocketsOfDeadPodsAreRemovedAndLivingOnesStay(t *testing.T) {
 }
 
 func TestRefusedResourceIsSaidAndTriedAgain(t *testing.T) {
-	dir := shortDir(t)
-	startKubelet(t, dir, kvm)
+	dir := kubelettest.ShortDir(t)
+	kubelettest.Start(t, dir, kvm)
 	board := device.NewBoard()
 	board.Publish([]device.Resource{units("kvm", 1), units("tun", 1)})
 	m, r, _ := startPlugin(t, dir, uid1, board)
-	eventually(t, 2*time.Second, "refused twice", func() bool {
+	kubelettest.Eventually(t, 2*time.Second, "refused twice", func() bool {
 		return strings.HasPrefix(r.of(kvm), "refused refused") && cmp.Equal(m.Unregistered(), []string{kvm})
 	})
 }
 
 func TestAllocate(t *testing.T) {
-	dir := shortDir(t)
-	k, _ := startKubelet(t, dir, "")
+	dir := kubelettest.ShortDir(t)
+	k, _ := kubelettest.Start(t, dir, "")
 	vsock := device.Resource{Name: "podvirt.dev/vhost-vsock"}
 	for _, id := range []string{"a", "b"} {
 		vsock.Units = append(vsock.Units, device.Unit{ID: id, Grant: device.Grant{
@@ -293,10 +294,10 @@ func TestAllocate(t *testing.T) {
 	board := device.NewBoard()
 	board.Publish([]device.Resource{vsock})
 	_, r, _ := startPlugin(t, dir, uid1, board)
-	eventually(t, 2*time.Second, "registered", func() bool { return k.healthy(vsock.Name) == 2 })
+	kubelettest.Eventually(t, 2*time.Second, "registered", func() bool { return k.Healthy(vsock.Name) == 2 })
 
 	for _, ids := range [][]string{{"a", "b"}, {"b", "a"}} {
-		got, err := k.allocate(t.Context(), vsock.Name, ids...)
+		got, err := k.Allocate(t.Context(), vsock.Name, ids...)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -305,7 +306,7 @@ func TestAllocate(t *testing.T) {
 		}
 	}
 	for id, want := range map[string]codes.Code{"z": codes.NotFound, "c": codes.FailedPrecondition} {
-		if _, err := k.allocate(t.Context(), vsock.Name, id); status.Code(err) != want || !strings.Contains(err.Error(), id) {
+		if _, err := k.Allocate(t.Context(), vsock.Name, id); status.Code(err) != want || !strings.Contains(err.Error(), id) {
 			t.Errorf("Allocate(%s) = %v; want %v with the id", id, err, want)
 		}
 	}
@@ -316,18 +317,18 @@ func TestAllocate(t *testing.T) {
 }
 
 func TestAllocateIsFastWhenManyPodsStart(t *testing.T) {
-	dir := shortDir(t)
-	k, _ := startKubelet(t, dir, "")
+	dir := kubelettest.ShortDir(t)
+	k, _ := kubelettest.Start(t, dir, "")
 	board := device.NewBoard()
 	board.Publish([]device.Resource{units("kvm", 1000)})
 	startPlugin(t, dir, uid1, board)
-	eventually(t, 2*time.Second, "registered", func() bool { return k.healthy(kvm) == 1000 })
+	kubelettest.Eventually(t, 2*time.Second, "registered", func() bool { return k.Healthy(kvm) == 1000 })
 	var wg sync.WaitGroup
 	errs := make(chan error, 100)
 	start := time.Now()
 	for i := range 100 {
 		wg.Go(func() {
-			_, err := k.allocate(t.Context(), kvm, fmt.Sprintf("kvm-%d", i))
+			_, err := k.Allocate(t.Context(), kvm, fmt.Sprintf("kvm-%d", i))
 			errs <- err
 		})
 	}
@@ -357,4 +358,13 @@ func TestNewManagerChecks(t *testing.T) {
 			}
 		})
 	}
+}
+
+func ownSockets(t *testing.T, dir string) []string {
+	t.Helper()
+	sockets, err := filepath.Glob(filepath.Join(dir, socketPrefix+"*"+socketSuffix))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sockets
 }

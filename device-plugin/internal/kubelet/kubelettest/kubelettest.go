@@ -1,4 +1,5 @@
-package kubelet
+// Package kubelettest is a kubelet's side of the device plugin protocol for tests.
+package kubelettest
 
 import (
 	"context"
@@ -8,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -20,12 +20,11 @@ import (
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 )
 
-// stubKubelet does what the kubelet's plugin watcher and device manager do (kubernetes v1.37, pkg/kubelet/pluginmanager
+// Kubelet does what the kubelet's plugin watcher and device manager do (kubernetes v1.37, pkg/kubelet/pluginmanager
 // and pkg/kubelet/cm/devicemanager): it watches the registry, dials every socket that appears, asks what it is, checks
 // the answer, connects, reports back, and follows the stream of units. Several endpoints may serve one resource; when
 // the last one ends, the resource's units become unhealthy.
-type stubKubelet struct {
-	t      *testing.T
+type Kubelet struct {
 	dir    string
 	refuse string // resource that is refused, with a reason
 
@@ -38,15 +37,14 @@ type stubKubelet struct {
 
 type endpoint struct {
 	client pluginapi.DevicePluginClient
-	close  func()
 }
 
-// startKubelet runs a kubelet over dir until the test ends or stop is called.
-func startKubelet(t *testing.T, dir, refuse string) (k *stubKubelet, stop func()) {
+// Start runs a kubelet over the registry dir until the test ends or stop is called. The resource refuse is refused.
+func Start(t testing.TB, dir, refuse string) (k *Kubelet, stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
-	k = &stubKubelet{
-		t: t, dir: dir, refuse: refuse,
+	k = &Kubelet{
+		dir: dir, refuse: refuse,
 		endpoints: map[string]map[string]*endpoint{},
 		units:     map[string]map[string]string{},
 		messages:  map[string]int{},
@@ -70,7 +68,7 @@ func startKubelet(t *testing.T, dir, refuse string) (k *stubKubelet, stop func()
 	return k, stop
 }
 
-func (k *stubKubelet) watch(ctx context.Context, watcher *fsnotify.Watcher, wg *sync.WaitGroup) {
+func (k *Kubelet) watch(ctx context.Context, watcher *fsnotify.Watcher, wg *sync.WaitGroup) {
 	sockets := map[string]context.CancelFunc{}
 	add := func(socket string) {
 		if info, err := os.Lstat(socket); err != nil || info.Mode()&os.ModeSocket == 0 {
@@ -104,7 +102,7 @@ func (k *stubKubelet) watch(ctx context.Context, watcher *fsnotify.Watcher, wg *
 }
 
 // plugin registers the plugin behind a socket, trying again as the kubelet does, and follows it.
-func (k *stubKubelet) plugin(ctx context.Context, socket string) {
+func (k *Kubelet) plugin(ctx context.Context, socket string) {
 	retry := time.NewTicker(20 * time.Millisecond)
 	defer retry.Stop()
 	for {
@@ -119,7 +117,7 @@ func (k *stubKubelet) plugin(ctx context.Context, socket string) {
 	}
 }
 
-func (k *stubKubelet) follow(ctx context.Context, socket string) error {
+func (k *Kubelet) follow(ctx context.Context, socket string) error {
 	conn, err := dial(socket)
 	if err != nil {
 		return err
@@ -155,7 +153,7 @@ func (k *stubKubelet) follow(ctx context.Context, socket string) error {
 	}
 }
 
-func (k *stubKubelet) validate(info *registerapi.PluginInfo, socket string) string {
+func (k *Kubelet) validate(info *registerapi.PluginInfo, socket string) string {
 	switch {
 	case info.Type != registerapi.DevicePlugin:
 		return "no handler registered for plugin type: " + info.Type
@@ -169,7 +167,7 @@ func (k *stubKubelet) validate(info *registerapi.PluginInfo, socket string) stri
 	return ""
 }
 
-func (k *stubKubelet) connect(resource, socket string, client pluginapi.DevicePluginClient) {
+func (k *Kubelet) connect(resource, socket string, client pluginapi.DevicePluginClient) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.endpoints[resource] == nil {
@@ -178,7 +176,7 @@ func (k *stubKubelet) connect(resource, socket string, client pluginapi.DevicePl
 	k.endpoints[resource][socket] = &endpoint{client: client}
 }
 
-func (k *stubKubelet) disconnect(resource, socket string) {
+func (k *Kubelet) disconnect(resource, socket string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	delete(k.endpoints[resource], socket)
@@ -191,7 +189,7 @@ func (k *stubKubelet) disconnect(resource, socket string) {
 	k.note(resource)
 }
 
-func (k *stubKubelet) receive(resource string, devices []*pluginapi.Device) {
+func (k *Kubelet) receive(resource string, devices []*pluginapi.Device) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	units := map[string]string{}
@@ -203,14 +201,14 @@ func (k *stubKubelet) receive(resource string, devices []*pluginapi.Device) {
 	k.note(resource)
 }
 
-func (k *stubKubelet) note(resource string) {
+func (k *Kubelet) note(resource string) {
 	n := k.healthyLocked(resource)
 	if lowest, ok := k.minimum[resource]; !ok || n < lowest {
 		k.minimum[resource] = n
 	}
 }
 
-func (k *stubKubelet) healthyLocked(resource string) int {
+func (k *Kubelet) healthyLocked(resource string) int {
 	n := 0
 	for _, health := range k.units[resource] {
 		if health == pluginapi.Healthy {
@@ -220,8 +218,8 @@ func (k *stubKubelet) healthyLocked(resource string) int {
 	return n
 }
 
-// healthy returns what would be allocatable, or -1 for a resource that never registered.
-func (k *stubKubelet) healthy(resource string) int {
+// Healthy returns what would be allocatable, or -1 for a resource that never registered.
+func (k *Kubelet) Healthy(resource string) int {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if _, ok := k.units[resource]; !ok {
@@ -230,20 +228,23 @@ func (k *stubKubelet) healthy(resource string) int {
 	return k.healthyLocked(resource)
 }
 
-func (k *stubKubelet) resources() []string {
+// Resources returns the names of all resources that ever registered.
+func (k *Kubelet) Resources() []string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return slices.Sorted(maps.Keys(k.units))
 }
 
-func (k *stubKubelet) count(resource string) (messages, minimum, endpoints int) {
+// Count returns how many messages a resource's streams brought, the lowest number of healthy units ever seen, and the
+// number of endpoints now.
+func (k *Kubelet) Count(resource string) (messages, minimum, endpoints int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	return k.messages[resource], k.minimum[resource], len(k.endpoints[resource])
 }
 
-// allocate asks one of the resource's endpoints, as the device manager does for one container.
-func (k *stubKubelet) allocate(ctx context.Context, resource string, ids ...string) (*pluginapi.ContainerAllocateResponse, error) {
+// Allocate asks one of the resource's endpoints, as the device manager does for one container.
+func (k *Kubelet) Allocate(ctx context.Context, resource string, ids ...string) (*pluginapi.ContainerAllocateResponse, error) {
 	k.mu.Lock()
 	var client pluginapi.DevicePluginClient
 	for _, e := range k.endpoints[resource] {
@@ -271,8 +272,8 @@ func dial(socket string) (*grpc.ClientConn, error) {
 		}))
 }
 
-// shortDir returns a directory whose path leaves room for a socket's name.
-func shortDir(t *testing.T) string {
+// ShortDir returns a directory whose path leaves room for a socket's name.
+func ShortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "dp")
 	if err != nil {
@@ -282,7 +283,8 @@ func shortDir(t *testing.T) string {
 	return dir
 }
 
-func eventually(t *testing.T, limit time.Duration, what string, ok func() bool) {
+// Eventually polls until ok or fails the test after limit.
+func Eventually(t testing.TB, limit time.Duration, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
@@ -294,13 +296,4 @@ func eventually(t *testing.T, limit time.Duration, what string, ok func() bool) 
 		case <-tick.C:
 		}
 	}
-}
-
-func ownSockets(t *testing.T, dir string) []string {
-	t.Helper()
-	sockets, err := filepath.Glob(filepath.Join(dir, socketPrefix+"*"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return slices.DeleteFunc(sockets, func(s string) bool { return !strings.HasSuffix(s, socketSuffix) })
 }
