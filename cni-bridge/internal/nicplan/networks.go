@@ -31,6 +31,9 @@ func Order(interfaces []Interface, podNetwork, networks string) []Interface {
 // requested returns the interface names of a networks annotation in its order: [NS/]NAD[@IF],… or a JSON list; the
 // n-th network without a name gets net<n>. A text that is neither is Multus' to refuse.
 func requested(networks string) []string {
+	if networks == "" {
+		return nil
+	}
 	var list []struct {
 		Interface string `json:"interface"`
 	}
