@@ -90,16 +90,17 @@ func (r *resolver) add(name string) error {
 	if err != nil {
 		return err
 	}
-	dependencies, err := dependencies(data)
+	module := Module{Name: name, Data: data}
+	info, err := module.Info()
 	if err != nil {
-		return fmt.Errorf("reading %s: %w", file, err)
+		return err
 	}
-	for _, dependency := range dependencies {
+	for _, dependency := range info.Depends {
 		if err := r.add(dependency); err != nil {
 			return fmt.Errorf("needed by %s: %w", name, err)
 		}
 	}
-	r.order = append(r.order, Module{Name: name, Data: data})
+	r.order = append(r.order, module)
 	return nil
 }
 
@@ -126,25 +127,37 @@ func readModule(tree fs.FS, file string) ([]byte, error) {
 	return data, nil
 }
 
-// dependencies reads the string "depends=a,b" of the section .modinfo (Linux, include/linux/module.h).
-func dependencies(module []byte) ([]string, error) {
-	f, err := elf.NewFile(bytes.NewReader(module))
+// Info is what a module says about itself.
+type Info struct {
+	Depends []string // names of other modules
+	Aliases []string // patterns by which the kernel asks for the module
+}
+
+// Info reads the section .modinfo: strings "depends=a,b" and "alias=pattern" (Linux, include/linux/module.h).
+func (m Module) Info() (Info, error) {
+	var info Info
+	f, err := elf.NewFile(bytes.NewReader(m.Data))
 	if err != nil {
-		return nil, err
+		return info, fmt.Errorf("reading module %s: %w", m.Name, err)
 	}
 	section := f.Section(".modinfo")
 	if section == nil {
-		return nil, errors.New("no section .modinfo")
+		return info, fmt.Errorf("reading module %s: no section .modinfo", m.Name)
 	}
-	info, err := section.Data()
+	data, err := section.Data()
 	if err != nil {
-		return nil, err
+		return info, fmt.Errorf("reading module %s: %w", m.Name, err)
 	}
-	var names []string
-	for field := range strings.SplitSeq(string(info), "\x00") {
-		if list, ok := strings.CutPrefix(field, "depends="); ok && list != "" {
-			names = append(names, strings.Split(list, ",")...)
+	for field := range strings.SplitSeq(string(data), "\x00") {
+		key, value, _ := strings.Cut(field, "=")
+		switch {
+		case key == "depends" && value != "":
+			for name := range strings.SplitSeq(value, ",") {
+				info.Depends = append(info.Depends, moduleName(name))
+			}
+		case key == "alias":
+			info.Aliases = append(info.Aliases, value)
 		}
 	}
-	return names, nil
+	return info, nil
 }

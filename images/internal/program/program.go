@@ -29,7 +29,8 @@ Commands:
   list              the images that can be built
   build NAME...     build image archives; "all" builds every one
   digest NAME...    print the manifest digest of built images, one "NAME DIGEST" per line
-  rootfs NAME       print the directory with an image's root file system, unpacked, without podvirt's programs
+  rootfs NAME       print the directory with an image's root file system, unpacked, without podvirt's programs;
+                    "kernel" is the kernel and the modules for the tests below test/kernel
   disk NAME         print the path of a test guest's qcow2 image; it is built where it is missing
 
 Archives are $PODVIRT_CACHE/images/NAME.tar (default of PODVIRT_CACHE: /var/cache/podvirt).
@@ -141,24 +142,29 @@ func (p program) command(ctx context.Context, command string, names []string) er
 	if !ok {
 		return fmt.Errorf("%w: no command %q", errUsage, command)
 	}
-	images, err := find(names)
+	table := recipe.All()
+	if command == "rootfs" {
+		table = append(table, recipe.Kernel())
+	}
+	images, err := find(table, names)
 	if err != nil {
 		return err
 	}
 	return do(ctx, images)
 }
 
-// find returns the named images, in the order of the table.
-func find(names []string) ([]recipe.Image, error) {
+// find returns the named images of a table, in its order.
+func find(table []recipe.Image, names []string) ([]recipe.Image, error) {
 	if len(names) == 0 {
 		return nil, fmt.Errorf("%w: which image?", errUsage)
 	}
 	for _, name := range names {
-		if _, ok := recipe.Find(name); !ok && name != "all" {
+		known := slices.ContainsFunc(table, func(image recipe.Image) bool { return image.Name == name })
+		if !known && name != "all" {
 			return nil, fmt.Errorf("%w: no image %q", errUsage, name)
 		}
 	}
-	return slices.DeleteFunc(recipe.All(), func(image recipe.Image) bool {
+	return slices.DeleteFunc(table, func(image recipe.Image) bool {
 		return !slices.Contains(names, image.Name) && !slices.Contains(names, "all")
 	}), nil
 }

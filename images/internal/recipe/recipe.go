@@ -65,6 +65,13 @@ func All() []Image {
 	}
 }
 
+// Kernel is a root file system that belongs to no image: the kernel that tests boot, with all its modules, and busybox.
+func Kernel() Image {
+	return Image{Name: "kernel", Root: &rootfs.Recipe{
+		Name: "kernel", Suite: "trixie", Variant: "extract", Packages: []string{"linux-image-amd64", "busybox-static"},
+	}}
+}
+
 // Find returns the image of that name.
 func Find(name string) (Image, bool) {
 	for _, image := range All() {

@@ -1,0 +1,4 @@
+// Package network has tests of what podvirt's networks rely on in a kernel with VLANs. They run inside a guest:
+//
+//	make test-kernel
+package network

@@ -1,0 +1,61 @@
+package numa
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"podvirt.dev/test/kernel/internal/inguest"
+)
+
+const (
+	nodes     = 2
+	perNode   = 16 // of the 32 huge pages of the machine
+	pageBytes = 2 << 20
+)
+
+func TestNodesHaveProcessorsAndHugePages(t *testing.T) {
+	inguest.Must(t)
+	for node := range nodes {
+		dir := fmt.Sprintf("/sys/devices/system/node/node%d", node)
+		if got, want := read(t, dir+"/cpulist"), fmt.Sprint(node); got != want {
+			t.Errorf("CPUs of node %d = %s; want %s", node, got, want)
+		}
+		if got, want := read(t, dir+"/hugepages/hugepages-2048kB/nr_hugepages"), fmt.Sprint(perNode); got != want {
+			t.Errorf("huge pages of node %d = %s; want %s", node, got, want)
+		}
+	}
+}
+
+// TestHugePageComesFromTheBoundNode binds a mapping to each node in turn and sees which node's free pages shrink.
+func TestHugePageComesFromTheBoundNode(t *testing.T) {
+	inguest.Must(t)
+	for node := range nodes {
+		memory, err := unix.Mmap(-1, 0, pageBytes, unix.PROT_READ|unix.PROT_WRITE,
+			unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_HUGETLB)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bind(t, memory, node)
+		memory[0] = 1
+		free := fmt.Sprintf("/sys/devices/system/node/node%d/hugepages/hugepages-2048kB/free_hugepages", node)
+		if got, want := read(t, free), fmt.Sprint(perNode-1); got != want {
+			t.Errorf("free huge pages of node %d = %s; want %s", node, got, want)
+		}
+		if err := unix.Munmap(memory); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func read(t *testing.T, file string) string {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(data))
+}
