@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -102,7 +103,8 @@ func (p *plugin) publish(ctx context.Context, resources []device.Resource) {
 		return
 	}
 	p.metrics.Offered(resources)
-	for _, r := range resources {
+	for _, name := range slices.Concat(changes.Added, changes.Changed) {
+		r, _, _ := p.board.Resource(name)
 		healthy, unhealthy := r.Counts()
 		klog.FromContext(ctx).Info("Offer", "resource", r.Name, "healthy", healthy, "unhealthy", unhealthy, "note", r.Note)
 	}

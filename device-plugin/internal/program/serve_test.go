@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -74,9 +75,8 @@ func newBench(t *testing.T) *bench {
 			t.Fatal(err)
 		}
 	}
-	for name, minor := range map[string]uint32{"kvm": 232, "net/tun": 200, "userfaultfd": 126} {
-		b.mknod(name, minor)
-	}
+	b.mknod("kvm", unix.Mkdev(10, 232))
+	b.mknod("net/tun", unix.Mkdev(10, 200))
 	if err := os.WriteFile(b.path("hook"), []byte("#!hook"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -86,9 +86,9 @@ func newBench(t *testing.T) *bench {
 
 func (b *bench) path(name string) string { return filepath.Join(b.root, name) }
 
-func (b *bench) mknod(name string, minor uint32) {
+func (b *bench) mknod(name string, device uint64) {
 	b.t.Helper()
-	err := syscall.Mknod(b.path("dev/"+name), syscall.S_IFCHR|0o600, int(10<<8|minor))
+	err := unix.Mknod(b.path("dev/"+name), unix.S_IFCHR|0o600, int(device))
 	require.Feature(b.t, err == nil, "permission to make device files")
 }
 
@@ -198,7 +198,9 @@ func TestServe(t *testing.T) {
 	stop := b.start("uid-1")
 
 	t.Run("what is known at once is offered at once", func(t *testing.T) {
-		kubelettest.Eventually(t, 5*second, "memlock, userfaultfd", func() bool { return b.healthy("memlock") == 1000 && b.healthy("userfaultfd") == 1000 })
+		kubelettest.Eventually(t, 5*second, "memlock", func() bool {
+			return b.healthy("memlock") == 1000 && b.healthy("vhost-net") == 0 && b.healthy("tun") == 0
+		})
 		if b.healthy("kvm") != -1 || b.healthy("tun") != 0 || b.healthy("vhost-net") != 0 {
 			t.Errorf("kvm %d, tun %d, vhost-net %d; want -1 (nobody knows), 0, 0", b.healthy("kvm"), b.healthy("tun"), b.healthy("vhost-net"))
 		}
@@ -263,7 +265,7 @@ func TestServe(t *testing.T) {
 		kubelettest.Eventually(t, 5*second, "no tun", func() bool { return b.healthy("tun") == 0 })
 	})
 	t.Run("a driver is loaded", func(t *testing.T) {
-		b.mknod("vhost-net", 238)
+		b.mknod("vhost-net", unix.Mkdev(10, 238))
 		if f, err := os.OpenFile(b.path("dev/vhost-net"), os.O_RDWR, 0); err == nil {
 			_ = f.Close()
 			kubelettest.Eventually(t, 5*second, "vhost-net", func() bool { return b.healthy("vhost-net") == 1000 })
@@ -305,12 +307,7 @@ func TestServe(t *testing.T) {
 		})
 	})
 	t.Run("configuration", func(t *testing.T) {
-		b.configure(map[string]string{"emulation": "allow", "devices.capacity.memlock": "5"})
-		c, errs := api.ParseConfig(map[string]string{"emulation": "allow", "devices.capacity.tun": "5"})
-		if c.Emulation != "allow" || len(errs) > 0 {
-			t.Skip("api.ParseConfig does not read these keys yet")
-		}
-		b.configure(map[string]string{"emulation": "allow", "devices.capacity.vhost-net": "7"})
+		b.configure(map[string]string{"emulation": "allow", "devices.capacity.kvm": "7"})
 		kubelettest.Eventually(t, 15*second, "schedulable by emulation", func() bool { return b.node().Labels[api.NodeLabelSchedulable] == "true" })
 		b.configure(map[string]string{"emulation": "perhaps"})
 		kubelettest.Eventually(t, 5*second, "mistake counted", func() bool {
@@ -375,7 +372,8 @@ func TestOwnNodePolicy(t *testing.T) {
 	kubelettest.Eventually(t, 30*second, "the policy is in force", func() bool {
 		return patch(bound, otherNode, `{"metadata":{"annotations":{"podvirt.dev/cpu":"x"}}}`) != nil
 	})
-	const foreignTaint = `{"key":"foreign","effect":"NoSchedule"}`
+	// The second is put on every new Node by the API server itself.
+	const foreignTaint = `{"key":"foreign","effect":"NoSchedule"},{"key":"node.kubernetes.io/not-ready","effect":"NoSchedule"}`
 	tests := map[string]struct {
 		client kubernetes.Interface
 		node   string
@@ -388,11 +386,11 @@ func TestOwnNodePolicy(t *testing.T) {
 		"model label":               {bound, nodeName, `{"metadata":{"labels":{"cpu-model.podvirt.dev/EPYC":"true"}}}`, ""},
 		"our taint removed":         {bound, nodeName, `{"spec":{"taints":[` + foreignTaint + `]}}`, ""},
 		"another Node":              {bound, otherNode, `{"metadata":{"annotations":{"podvirt.dev/cpu":"y"}}}`, "Node node-b is not the one this agent runs on (node-a)"},
-		"foreign label":             {bound, nodeName, `{"metadata":{"labels":{"node-role.kubernetes.io/x":""}}}`, "label node-role.kubernetes.io/x is not podvirt's"},
-		"foreign label changed":     {bound, nodeName, `{"metadata":{"labels":{"foreign":"y"}}}`, "label foreign is not podvirt's"},
-		"foreign label removed":     {bound, nodeName, `{"metadata":{"labels":{"foreign":null}}}`, "label foreign is not podvirt's"},
-		"foreign annotation":        {bound, nodeName, `{"metadata":{"annotations":{"x":"y"}}}`, "annotation x is not podvirt's"},
-		"foreign annotation gone":   {bound, nodeName, `{"metadata":{"annotations":{"foreign":null}}}`, "annotation foreign is not podvirt's"},
+		"foreign label":             {bound, nodeName, `{"metadata":{"labels":{"node-role.kubernetes.io/x":""}}}`, "label node-role.kubernetes.io/x is not a key of podvirt"},
+		"foreign label changed":     {bound, nodeName, `{"metadata":{"labels":{"foreign":"y"}}}`, "label foreign is not a key of podvirt"},
+		"foreign label removed":     {bound, nodeName, `{"metadata":{"labels":{"foreign":null}}}`, "label foreign is not a key of podvirt"},
+		"foreign annotation":        {bound, nodeName, `{"metadata":{"annotations":{"x":"y"}}}`, "annotation x is not a key of podvirt"},
+		"foreign annotation gone":   {bound, nodeName, `{"metadata":{"annotations":{"foreign":null}}}`, "annotation foreign is not a key of podvirt"},
 		"foreign taint removed":     {bound, nodeName, `{"spec":{"taints":[]}}`, "the only taint"},
 		"taint added":               {bound, nodeName, `{"spec":{"taints":[` + foreignTaint + `,{"key":"x","effect":"NoExecute"}]}}`, "the only taint"},
 		"unschedulable":             {bound, nodeName, `{"spec":{"unschedulable":true}}`, "do not change the spec"},
