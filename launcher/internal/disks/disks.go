@@ -92,6 +92,10 @@ func (m Maker) prepare(ctx context.Context, o api.Disk) (domain.Disk, error) {
 	if d.Source == "" {
 		return d, nil
 	}
+	if fromImage(d) && !readOnly(o) && unix.Access(d.Source, unix.W_OK) != nil {
+		// An image of one layer is mounted without an overlay file system, by which the reader of the Pod knows images.
+		o.Overlay, d.Options.Overlay = api.OverlayOn, api.OverlayOn
+	}
 	if err := access(d); err != nil {
 		return d, err
 	}
@@ -261,8 +265,7 @@ func setFormat(d *domain.Disk) error {
 	if d.Format == "" {
 		d.Format = "raw"
 	}
-	fromImage := d.Options.Source == api.SourceImage || filepath.Base(filepath.Dir(d.Source)) == imageDir
-	if d.Options.Format == "raw" || (d.Options.Format == "" && !fromImage) {
+	if d.Options.Format == "raw" || (d.Options.Format == "" && !fromImage(*d)) {
 		return nil
 	}
 	header, err := readQcow2(d.Source)
@@ -277,6 +280,11 @@ func setFormat(d *domain.Disk) error {
 	}
 	d.Format = "qcow2"
 	return header.harmless()
+}
+
+// fromImage says whether the disk came with an image volume.
+func fromImage(d domain.Disk) bool {
+	return d.Options.Source == api.SourceImage || filepath.Base(filepath.Dir(d.Source)) == imageDir
 }
 
 // directIO says whether O_DIRECT works on the file (vm.md 2.3, option cache).

@@ -1,0 +1,136 @@
+// Package launcher tests the built launcher against QEMU and libvirt of its image, without Kubernetes: each VM runs in
+// namespaces of its own over the image's root file system, as uid 107 without any capability, on a Pod made of files.
+// The guest is the tiny one, under emulation.
+package launcher
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// userID is uid and gid of every launcher.
+const userID = 107
+
+// containerEnv marks the process that becomes the container; it holds the containerSpec.
+const containerEnv = "PODVIRT_TEST_CONTAINER"
+
+// containerSpec is one container.
+type containerSpec struct {
+	Root   string            // directory that becomes /
+	Mounts map[string]string // path in the container: directory or file on the machine
+	Argv   []string
+}
+
+// enter makes this process, which has its own mount, PID and network namespace, the first one of the container. It
+// returns only with an error.
+func enter(text string) error {
+	var spec containerSpec
+	if err := json.Unmarshal([]byte(text), &spec); err != nil {
+		return err
+	}
+	if err := mountAll(spec); err != nil {
+		return err
+	}
+	if err := os.Chdir(spec.Root); err != nil {
+		return err
+	}
+	if err := unix.PivotRoot(".", "."); err != nil {
+		return fmt.Errorf("pivot_root: %w", err)
+	}
+	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+		return err
+	}
+	if err := dropRights(); err != nil {
+		return err
+	}
+	env := []string{"PATH=/usr/bin:/bin:/usr/sbin:/sbin"}
+	for _, e := range os.Environ() {
+		if strings.HasPrefix(e, "PODVIRT_STOPPING=") {
+			env = append(env, e)
+		}
+	}
+	return unix.Exec(spec.Argv[0], spec.Argv, env)
+}
+
+func mountAll(spec containerSpec) error {
+	root := spec.Root
+	steps := []func() error{
+		func() error { return unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "") },
+		func() error { return unix.Mount(root, root, "", unix.MS_BIND|unix.MS_REC, "") },
+		func() error { return unix.Mount("proc", root+"/proc", "proc", 0, "") },
+		func() error { return unix.Mount("/sys", root+"/sys", "", unix.MS_BIND|unix.MS_REC, "") },
+		func() error { return unix.Mount("dev", root+"/dev", "tmpfs", 0, "mode=755") },
+		func() error { return unix.Mount("tmp", root+"/tmp", "tmpfs", 0, "mode=1777") },
+		func() error { return makeDevices(root + "/dev") },
+		func() error { return unix.Mount("vm", root+"/vm", "tmpfs", 0, "mode=755") },
+	}
+	for _, s := range steps {
+		if err := s(); err != nil {
+			return err
+		}
+	}
+	targets := make([]string, 0, len(spec.Mounts))
+	for target := range spec.Mounts {
+		targets = append(targets, target)
+	}
+	slices.Sort(targets)
+	for _, target := range targets {
+		if err := bind(spec.Mounts[target], filepath.Join(root, target)); err != nil {
+			return fmt.Errorf("mounting %s: %w", target, err)
+		}
+	}
+	return nil
+}
+
+// bind mounts a file or directory; the target is made in the file systems of memory that mountAll has mounted.
+func bind(source, target string) error {
+	info, err := os.Stat(source)
+	if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		err = os.MkdirAll(target, 0o755)
+	} else {
+		err = errors.Join(os.MkdirAll(filepath.Dir(target), 0o755), os.WriteFile(target, nil, 0o666))
+	}
+	if err != nil {
+		return err
+	}
+	return unix.Mount(source, target, "", unix.MS_BIND, "")
+}
+
+func makeDevices(dev string) error {
+	for _, d := range []string{"null", "zero", "full", "random", "urandom", "tty"} {
+		if err := bind("/dev/"+d, filepath.Join(dev, d)); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(filepath.Join(dev, "net"), 0o755); err != nil {
+		return err
+	}
+	if err := bind("/dev/net/tun", filepath.Join(dev, "net/tun")); err != nil {
+		return err
+	}
+	return os.Mkdir(filepath.Join(dev, "shm"), 0o777|os.ModeSticky)
+}
+
+// dropRights leaves what container vm has under the restricted Pod Security Standard.
+func dropRights() error {
+	for c := range uintptr(unix.CAP_LAST_CAP + 1) {
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil && !errors.Is(err, unix.EINVAL) {
+			return err
+		}
+	}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	return errors.Join(syscall.Setgroups(nil), syscall.Setgid(userID), syscall.Setuid(userID))
+}
