@@ -49,16 +49,7 @@ func write(t *testing.T, files []File) string {
 // TestLinuxMountsIt has the kernel read the image through a loop device, once by each set of names.
 func TestLinuxMountsIt(t *testing.T) {
 	require.Root(t)
-	path := write(t, sample())
-	loop, err := exec.Command("losetup", "--find", "--show", "--read-only", path).Output()
-	if err != nil {
-		require.Feature(t, false, "loop devices")
-	}
-	device := strings.TrimSpace(string(loop))
-	t.Cleanup(func() { _ = exec.Command("losetup", "--detach", device).Run() })
-	if out, err := exec.Command("blkid", "-p", "-o", "export", device).Output(); err != nil || !strings.Contains(string(out), "LABEL=cidata\n") {
-		t.Errorf("blkid: %v\n%s\nwant label cidata", err, out)
-	}
+	device := attach(t, write(t, sample()))
 	for _, options := range []string{"", "norock"} {
 		t.Run("options="+options, func(t *testing.T) {
 			dir := t.TempDir()
@@ -76,6 +67,40 @@ func TestLinuxMountsIt(t *testing.T) {
 			compare(t, dir)
 		})
 	}
+}
+
+// attach makes a loop device of a file.
+func attach(t *testing.T, path string) string {
+	t.Helper()
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	require.Feature(t, err == nil, "loop devices")
+	defer control.Close()
+	number, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+	if err != nil {
+		require.Feature(t, false, "loop devices: "+err.Error())
+	}
+	name := fmt.Sprintf("/dev/loop%d", number)
+	loop, err := os.OpenFile(name, os.O_RDONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer loop.Close()
+	image, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer image.Close()
+	config := &unix.LoopConfig{Fd: uint32(image.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_READ_ONLY}}
+	if err := unix.IoctlLoopConfigure(int(loop.Fd()), config); err != nil {
+		t.Fatalf("%s: %v", name, err)
+	}
+	t.Cleanup(func() {
+		if loop, err := os.Open(name); err == nil {
+			_ = unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_CLR_FD, 0)
+			_ = loop.Close()
+		}
+	})
+	return name
 }
 
 // TestIsoinfo reads both sets of names with the tool of another implementation.
