@@ -155,7 +155,9 @@ func (s Store) Lock(container, ifname string, timeout time.Duration) (unlock fun
 		return nil, fmt.Errorf("making the directory of locks: %w", err)
 	}
 	name := s.lockFile(container, ifname)
-	for deadline := time.Now().Add(timeout); ; {
+	ticker := time.NewTicker(lockPoll)
+	defer ticker.Stop()
+	for deadline := time.Now().Add(timeout); ; <-ticker.C {
 		f, err := tryLock(name)
 		if err != nil {
 			return nil, fmt.Errorf("locking: %w", err)
@@ -166,7 +168,6 @@ func (s Store) Lock(container, ifname string, timeout time.Duration) (unlock fun
 		if time.Now().After(deadline) {
 			return nil, ErrBusy
 		}
-		time.Sleep(lockPoll)
 	}
 }
 

@@ -307,44 +307,10 @@ func (d *decoder) ports(key string, out *[]api.PortRange) {
 	*out = ranges
 }
 
-// Nearest returns "; nearest: WORD" for a word within edit distance 2, or nothing.
+// Nearest returns "; nearest: WORD" for a word that is nearly one of words, or nothing.
 func Nearest(word string, words []string) string {
-	best, distance := "", 3
-	for _, w := range words {
-		if d := editDistance(word, w); d < distance {
-			best, distance = w, d
-		}
+	if near := api.Nearest(word, words); near != "" {
+		return "; nearest: " + near
 	}
-	if best == "" {
-		return ""
-	}
-	return "; nearest: " + best
-}
-
-// editDistance counts insertions, deletions, replacements and swaps of neighbours.
-func editDistance(a, b string) int {
-	if len(a) > 64 || len(b) > 64 {
-		return max(len(a), len(b))
-	}
-	rows := make([][]int, len(a)+1)
-	for i := range rows {
-		rows[i] = make([]int, len(b)+1)
-		rows[i][0] = i
-	}
-	for j := range rows[0] {
-		rows[0][j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			rows[i][j] = min(rows[i-1][j]+1, rows[i][j-1]+1, rows[i-1][j-1]+cost)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				rows[i][j] = min(rows[i][j], rows[i-2][j-2]+1)
-			}
-		}
-	}
-	return rows[len(a)][len(b)]
+	return ""
 }

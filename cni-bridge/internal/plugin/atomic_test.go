@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,39 +23,45 @@ import (
 // envKill makes the test binary a plugin that is killed behind the step with this number.
 const envKill = "PODVIRT_TEST_KILL_AFTER"
 
-func TestMain(m *testing.M) {
-	if os.Getenv(envKill) != "" {
-		os.Exit(addAndDie())
+// TestChild is what the test binary does as another process.
+func TestChild(t *testing.T) {
+	switch {
+	case os.Getenv(envKill) != "":
+		addAndDie(t)
+	case os.Getenv(envOpen) != "":
+		must(t, errors.Join(becomeUser(os.Getenv(envUser)), openQueues(os.Getenv(envOpen))))
+	case os.Getenv(envProxy) != "":
+		runProxy(t)
+	case os.Getenv(envWait) != "":
+		_, _ = io.Copy(io.Discard, os.Stdin)
 	}
-	if os.Getenv(envOpen) != "" {
-		os.Exit(openAs())
-	}
-	if os.Getenv(envProxy) != "" {
-		os.Exit(runProxy())
-	}
-	os.Exit(m.Run())
+}
+
+// child prepares a process that runs TestChild with this environment.
+func child(t *testing.T, environment ...string) *exec.Cmd {
+	t.Helper()
+	self, err := os.Executable()
+	must(t, err)
+	cmd := exec.CommandContext(t.Context(), self, "-test.run=^TestChild$")
+	cmd.Env = append(os.Environ(), environment...)
+	return cmd
 }
 
 // addAndDie runs an ADD whose arguments come on stdin, and kills its own process behind a step.
-func addAndDie() int {
+func addAndDie(t *testing.T) {
 	var call struct {
 		Args  skel.CmdArgs
 		After int
 	}
-	if err := json.NewDecoder(os.Stdin).Decode(&call); err != nil {
-		return 1
-	}
+	must(t, json.NewDecoder(os.Stdin).Decode(&call))
 	step := 0
-	p := Plugin{Out: os.Stdout, AfterStep: func(string) error {
+	p := Plugin{Out: io.Discard, AfterStep: func(string) error {
 		if step++; step == call.After {
 			return syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		}
 		return nil
 	}}
-	if err := p.Funcs().Add(&call.Args); err != nil {
-		return 1
-	}
-	return 0
+	must(t, p.Funcs().Add(&call.Args))
 }
 
 // steps returns the names of all steps of an ADD.
@@ -103,8 +110,6 @@ func TestAddIsUndoneBehindEachStep(t *testing.T) {
 }
 
 func TestKilledBehindEachStep(t *testing.T) {
-	self, err := os.Executable()
-	must(t, err)
 	for i, name := range steps(t) {
 		t.Run(name, func(t *testing.T) {
 			a := newAttachment(t, world.Options{}, vmPod(""))
@@ -112,8 +117,7 @@ func TestKilledBehindEachStep(t *testing.T) {
 			killed := func() {
 				input, err := json.Marshal(map[string]any{"Args": a.args(t, previousResult(a.Pod.Path())), "After": i + 1})
 				must(t, err)
-				cmd := exec.CommandContext(t.Context(), self)
-				cmd.Env = append(os.Environ(), envKill+"=1")
+				cmd := child(t, envKill+"=1")
 				cmd.Stdin = bytes.NewReader(input)
 				out, err := cmd.CombinedOutput()
 				exit, ok := errors.AsType[*exec.ExitError](err)

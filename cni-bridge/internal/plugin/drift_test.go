@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -212,10 +211,7 @@ func TestTapOpensWithoutPrivilege(t *testing.T) {
 // openTapAs runs the test binary as that user, without capabilities, in the namespace.
 func openTapAs(t *testing.T, netns ns.NetNS, user, tap string) (string, error) {
 	t.Helper()
-	self, err := os.Executable()
-	must(t, err)
-	cmd := exec.CommandContext(t.Context(), self)
-	cmd.Env = append(os.Environ(), envOpen+"="+tap, envUser+"="+user)
+	cmd := child(t, envOpen+"="+tap, envUser+"="+user)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	var out []byte
 	runErr := netns.Do(func(ns.NetNS) error {

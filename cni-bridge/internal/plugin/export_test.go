@@ -1,14 +1,13 @@
 package plugin
 
 import (
-	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
 	"syscall"
+	"testing"
 
 	"golang.org/x/sys/unix"
 
@@ -22,25 +21,14 @@ type nlHandle = nl.Handle
 // envProxy makes the test binary the launcher's loopback proxy, as the launcher's user.
 const envProxy = "PODVIRT_TEST_PROXY"
 
-func runProxy() int {
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
+func runProxy(t *testing.T) {
 	proxy := loopback.Proxy{PortBase: 49152, Guest: []netip.Addr{netip.MustParseAddr("10.0.2.2"), netip.MustParseAddr("fd10:0:2::2")}}
-	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(107), syscall.Setuid(107), proxy.Run(ctx)); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return 0
+	must(t, errors.Join(syscall.Setgroups(nil), syscall.Setgid(107), syscall.Setuid(107)))
+	must(t, proxy.Run(t.Context()))
 }
 
-// openAs opens the tap of envOpen as the user of envUser and returns an exit code.
-func openAs() int {
-	if err := errors.Join(becomeUser(os.Getenv(envUser)), openQueues(os.Getenv(envOpen))); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return 0
-}
+// envWait makes the test binary wait for the end of its stdin.
+const envWait = "PODVIRT_TEST_WAIT"
 
 // becomeUser makes /dev/net/tun what the device plugin makes of it in a container, open to everybody, in this process's own
 // mount namespace, and drops root; the kernel takes all capabilities with it.

@@ -40,7 +40,7 @@ func Versions() version.PluginInfo {
 // Funcs are the verbs in the form that package skel dispatches to.
 func (p Plugin) Funcs() skel.CNIFuncs {
 	return skel.CNIFuncs{
-		Add: edge(p.add), Del: edge(p.del), Check: edge(p.check), GC: edge(p.gc), Status: edge(p.status),
+		Add: edge("ADD", p.add), Del: edge("DEL", p.del), Check: edge("CHECK", p.check), GC: edge("GC", p.gc), Status: edge("STATUS", p.status),
 	}
 }
 
@@ -48,47 +48,54 @@ func (p Plugin) Funcs() skel.CNIFuncs {
 type call func(conf netconf.Config, args *skel.CmdArgs, err error) error
 
 // edge is the one place where errors become results, where a call is stamped, and where a panic ends.
-func edge(verb call) func(*skel.CmdArgs) error {
+func edge(name string, verb call) func(*skel.CmdArgs) error {
 	return func(args *skel.CmdArgs) (err error) {
+		began := time.Now()
 		conf, confErr := netconf.Parse(args.StdinData)
+		log := logFile{conf: conf, attrs: []any{"verb", name, "container", args.ContainerID, "args", args.Args}}
 		defer func() {
 			if cause := recover(); cause != nil {
 				err = fault.New(fault.IO, "panic: %v", cause)
-				record(conf, args, err, string(debug.Stack()))
+				log.attrs = append(log.attrs, "stack", string(debug.Stack()))
 			}
+			log.write(err, time.Since(began))
 			if err != nil {
 				f := fault.Of(err)
-				record(conf, args, err, "")
 				err = types.NewError(uint(f.Code), f.Message, f.Details)
 			}
 		}()
 		var stampErr error
 		if conf.Mode == netconf.ModePod {
-			stampErr = journal.New(conf.StateDir).Stamp(time.Now())
+			stampErr = journal.New(conf.StateDir).Stamp(began)
 		}
-		err = verb(conf, args, confErr)
-		if err != nil {
+		if err = verb(conf, args, confErr); err != nil {
 			return errors.Join(err, stampErr)
 		}
 		return nil
 	}
 }
 
-// record appends a failure to the log file of the configuration, if there is one. It is best effort: the runtime has
-// the error as well.
-func record(conf netconf.Config, args *skel.CmdArgs, err error, stack string) {
-	if conf.LogFile == "" {
+// logFile is the log file of the configuration. It is best effort: the runtime has every error as well.
+type logFile struct {
+	conf  netconf.Config
+	attrs []any
+}
+
+// write appends a failure, and with level info or debug every call.
+func (l logFile) write(failure error, took time.Duration) {
+	if l.conf.LogFile == "" || failure == nil && l.conf.LogLevel != "info" && l.conf.LogLevel != "debug" {
 		return
 	}
-	f, openErr := os.OpenFile(conf.LogFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
-	if openErr != nil {
+	f, err := os.OpenFile(l.conf.LogFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
 		return
 	}
-	logger := slog.New(slog.NewJSONHandler(f, nil)).With("container", args.ContainerID, "args", args.Args)
-	if stack != "" {
-		logger = logger.With("stack", stack)
+	logger := slog.New(slog.NewJSONHandler(f, nil)).With(l.attrs...).With("took", took.String())
+	if failure != nil {
+		logger.Error("Call failed", "err", failure)
+	} else {
+		logger.Info("Call done")
 	}
-	logger.Error("Call failed", "err", err)
 	_ = f.Close()
 }
 

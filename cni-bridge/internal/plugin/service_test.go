@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"runtime"
 	"testing"
 	"time"
@@ -260,10 +259,7 @@ func bulk(t *testing.T, a *attachment, address string) {
 // startProxy runs the proxy in a process of its own, since goroutines of this one are not bound to the namespace.
 func startProxy(t *testing.T, netns ns.NetNS) {
 	t.Helper()
-	self, err := os.Executable()
-	must(t, err)
-	cmd := exec.CommandContext(t.Context(), self)
-	cmd.Env = append(os.Environ(), envProxy+"=49152")
+	cmd := child(t, envProxy+"=49152")
 	cmd.Stderr = os.Stderr
 	must(t, netns.Do(func(ns.NetNS) error { return cmd.Start() }))
 	t.Cleanup(func() { _ = cmd.Wait() })

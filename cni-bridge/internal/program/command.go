@@ -29,7 +29,6 @@ cni-bridge COMMAND --help lists its flags.
 
 // command is one subcommand.
 type command struct {
-	ctx   context.Context
 	std   cli.Streams
 	flags *pflag.FlagSet
 	node  installer.Options
@@ -47,8 +46,8 @@ func asCommand(ctx context.Context, args []string, std cli.Streams) int {
 		fmt.Fprint(std.Err, usage)
 		return exitUsage
 	}
-	c := &command{ctx: ctx, std: std, flags: pflag.NewFlagSet("cni-bridge "+args[0], pflag.ContinueOnError)}
-	run, ok := map[string]func() error{
+	c := &command{std: std, flags: pflag.NewFlagSet("cni-bridge "+args[0], pflag.ContinueOnError)}
+	run, ok := map[string]func(context.Context) error{
 		"install": c.install, "uninstall": c.uninstall, "selftest": c.selftest, "gc": c.gc, "version": c.version,
 	}[args[0]]
 	if !ok {
@@ -58,7 +57,7 @@ func asCommand(ctx context.Context, args []string, std cli.Streams) int {
 	}
 	err := c.parse(args)
 	if err == nil {
-		err = run()
+		err = run(cli.WithLogger(ctx, std.Err, c.verbosity))
 	}
 	switch {
 	case errors.Is(err, pflag.ErrHelp), errors.Is(err, errUsage):
@@ -99,11 +98,10 @@ func (c *command) parse(args []string) error {
 		fmt.Fprintf(c.std.Err, "unexpected arguments: %s\n", strings.Join(c.flags.Args(), " "))
 		return errUsage
 	}
-	c.ctx = cli.WithLogger(c.ctx, c.std.Err, c.verbosity)
 	return nil
 }
 
-func (c *command) install() error {
+func (c *command) install(ctx context.Context) error {
 	if c.check {
 		return installer.Check(c.node.StateDir)
 	}
@@ -121,9 +119,9 @@ func (c *command) install() error {
 		return err
 	}
 	if !c.once {
-		return node.Run(c.ctx)
+		return node.Run(ctx)
 	}
-	changed, plan, err := node.Install(c.ctx)
+	changed, plan, err := node.Install(ctx)
 	if err != nil {
 		return err
 	}
@@ -131,7 +129,7 @@ func (c *command) install() error {
 	return nil
 }
 
-func (c *command) uninstall() error {
+func (c *command) uninstall(ctx context.Context) error {
 	done, err := installer.Uninstall(c.node, c.force)
 	for _, path := range done.Removed {
 		fmt.Fprintln(c.std.Out, "removed", path)
@@ -140,12 +138,12 @@ func (c *command) uninstall() error {
 		fmt.Fprintln(c.std.Out, "left", line)
 	}
 	if err == nil && c.stay {
-		<-c.ctx.Done()
+		<-ctx.Done()
 	}
 	return err
 }
 
-func (c *command) selftest() error {
+func (c *command) selftest(context.Context) error {
 	if err := selftest.Run(); err != nil {
 		return err
 	}
@@ -153,11 +151,11 @@ func (c *command) selftest() error {
 	return nil
 }
 
-func (c *command) gc() error {
+func (c *command) gc(context.Context) error {
 	return plugin.Sweep(netconf.Defaults(c.node.StateDir))
 }
 
-func (c *command) version() error {
+func (c *command) version(context.Context) error {
 	_, err := fmt.Fprintf(c.std.Out, "cni-bridge %s, CNI %s\n", cli.Version, strings.Join(plugin.Versions().SupportedVersions(), ", "))
 	return err
 }
