@@ -5,6 +5,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"reflect"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -133,9 +134,11 @@ func (c *Client) factory(name string, more ...informers.SharedInformerOption) in
 	return informers.NewSharedInformerFactoryWithOptions(c.kube, 0, append(more, only)...)
 }
 
-// outcome remembers what came of the configuration, so that one mistake makes one event.
+// outcome remembers what came of the configuration, so that one mistake makes one event, and that the heartbeats of
+// the Node apply nothing.
 type outcome struct {
 	applied  bool
+	pools    []poolconfig.Pool
 	rejected string
 }
 
@@ -153,8 +156,10 @@ func (c *Client) follow(ctx context.Context, configs, nodes cache.Store, last *o
 		pools, err = poolconfig.ForNode(pools, c.opts.Node, labels)
 	}
 	if err == nil {
-		last.applied, last.rejected = true, ""
-		apply(ctx, pools)
+		if !last.applied || !reflect.DeepEqual(pools, last.pools) {
+			apply(ctx, pools)
+		}
+		*last = outcome{applied: true, pools: pools}
 		return
 	}
 	if err.Error() == last.rejected {

@@ -77,6 +77,7 @@ func RunWithFault(ctx context.Context, args []string, std cli.Streams, hook faul
 		if errors.Is(err, pflag.ErrHelp) {
 			return 0
 		}
+		fmt.Fprintf(std.Err, "csi-hostpath: %v\n", err)
 		return 2
 	}
 	ctx = cli.WithLogger(ctx, std.Err, config.Verbosity)
