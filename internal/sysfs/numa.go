@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"strconv"
 	"strings"
 )
@@ -14,7 +15,7 @@ const nodeDir = "sys/devices/system/node"
 type Cell struct {
 	ID        int
 	CPUs      []int // online; empty for a cell of memory only
-	Memory    int64 // bytes; 0 for a cell of CPUs only
+	Memory    int64 // bytes of pages present, whatever a balloon has taken; 0 for a cell of CPUs only
 	Hugepages []Hugepages
 	Distances []int // to every cell, in order of their numbers
 }
@@ -28,11 +29,18 @@ func Cells(fsys fs.FS) ([]Cell, error) {
 	if err != nil {
 		return nil, err
 	}
+	present, err := presentMemory(fsys)
+	if err != nil {
+		return nil, err
+	}
 	cells := make([]Cell, 0, len(ids))
 	for _, id := range ids {
 		cell, err := readCell(fsys, id)
 		if err != nil {
 			return nil, fmt.Errorf("NUMA cell %d: %w", id, err)
+		}
+		if bytes, known := present[id]; known {
+			cell.Memory = bytes
 		}
 		cells = append(cells, cell)
 	}
@@ -83,6 +91,36 @@ func uniformCell(fsys fs.FS) ([]Cell, error) {
 		return nil, err
 	}
 	return []Cell{{CPUs: cpus, Memory: memory, Hugepages: pages, Distances: []int{10}}}, nil
+}
+
+// presentMemory adds up the pages that /proc/zoneinfo calls present, per cell. MemTotal of a cell counts managed pages
+// only: it shrinks and grows with every balloon that a hypervisor inflates in the host. Where the file is not there the
+// map is empty.
+func presentMemory(fsys fs.FS) (map[int]int64, error) {
+	text, err := Text(fsys, "proc/zoneinfo")
+	present := make(map[int]int64)
+	if errors.Is(err, fs.ErrNotExist) {
+		return present, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	cell := 0
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		switch {
+		case len(fields) >= 4 && fields[0] == "Node" && fields[2] == "zone":
+			cell, err = strconv.Atoi(strings.TrimSuffix(fields[1], ","))
+		case len(fields) == 2 && fields[0] == "present":
+			var pages int64
+			pages, err = strconv.ParseInt(fields[1], 10, 50)
+			present[cell] += pages * int64(os.Getpagesize())
+		}
+		if err != nil {
+			return nil, fmt.Errorf("proc/zoneinfo: %w: %q", ErrFormat, strings.TrimSpace(line))
+		}
+	}
+	return present, nil
 }
 
 // memTotal finds MemTotal in the text of a meminfo file, whose lines of a cell begin with "Node N".

@@ -2,6 +2,7 @@ package sysfs
 
 import (
 	"errors"
+	"os"
 	"strings"
 	"testing"
 	"testing/fstest"
@@ -104,6 +105,17 @@ func TestCells(t *testing.T) {
 				t.Errorf("(-want,+got)\n%s", diff)
 			}
 		})
+	}
+	ballooned := unequalCells()
+	ballooned["proc/zoneinfo"] = &fstest.MapFile{Data: []byte("Node 0, zone      DMA\n  pages free     3840\n        spanned  4095\n        present  100\n" +
+		"Node 0, zone   Normal\n        present  200\n        managed  7\nNode 1, zone   Normal\n        present  5\n")}
+	page := int64(os.Getpagesize())
+	if got, err := Cells(ballooned); err != nil || got[0].Memory != 300*page || got[1].Memory != 5*page || got[2].Memory != 0 {
+		t.Errorf("memory of cells under a balloon: %+v, %v; want all pages present", got, err)
+	}
+	ballooned["proc/zoneinfo"].Data = []byte("Node 0, zone DMA\n present many\n")
+	if _, err := Cells(ballooned); !errors.Is(err, ErrFormat) {
+		t.Errorf("err = %v, want %v", err, ErrFormat)
 	}
 	broken := unequalCells()
 	broken["sys/devices/system/node/node1/meminfo"].Data = []byte("nothing")

@@ -1,12 +1,16 @@
 package facts
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"os/exec"
+	"slices"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 	"time"
 
@@ -27,9 +31,10 @@ const (
 
 // Program is launcher node-facts with everything that tests put in another place.
 type Program struct {
-	Root    string // "/"
-	QEMU    string // path of the emulator
-	Scratch string // directory for a small file
+	Root    string   // "/"
+	Self    []string // program and first arguments that run this command in a child, for --watch
+	QEMU    string   // path of the emulator
+	Scratch string   // directory for a small file
 	Open    func(ctx context.Context) (Hypervisor, error)
 	// Prepare readies the process before QEMU or libvirt is touched, given the directories it will write to; nil: nothing
 	// to do. See [Unprivileged].
@@ -60,7 +65,9 @@ func (p Program) Run(ctx context.Context, args []string, std cli.Streams) int {
 	}
 	collector, err := p.collector(o)
 	if err == nil && o.watch {
-		err = Watcher{Collector: collector, Dir: o.out, Timeout: o.timeout, CPU: o.only != "numa", NUMA: o.only != "cpu"}.Run(ctx)
+		err = Watcher{
+			Collector: collector, Take: p.child(o), Dir: o.out, Timeout: o.timeout, CPU: o.only != "numa", NUMA: o.only != "cpu",
+		}.Run(ctx)
 		if err == nil {
 			return exitOK
 		}
@@ -124,6 +131,38 @@ func (p Program) collector(o options) (Collector, error) {
 		Root: root, Prober: Prober{QEMU: p.QEMU, Dir: p.Scratch, Root: root}, Wanted: wanted, Open: p.Open, Launcher: o.digest, Now: time.Now,
 	}, nil
 }
+
+// child takes the facts of the CPU in a process of its own, which has taken QEMU's and libvirt's memory with it when the
+// facts are there.
+func (p Program) child(o options) func(ctx context.Context) (api.CPUFacts, error) {
+	return func(ctx context.Context) (api.CPUFacts, error) {
+		args := append(slices.Clone(p.Self[1:]), "--only", "cpu", "--timeout", o.timeout.String(), "--launcher-digest", o.digest)
+		if o.virtType != "" {
+			args = append(args, "--virt-type", o.virtType)
+		}
+		cmd := exec.CommandContext(ctx, p.Self[0], args...)
+		cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+		cmd.WaitDelay = childPatience
+		var out, complaint bytes.Buffer
+		cmd.Stdout, cmd.Stderr = &limited{&out, maxFacts}, &limited{&complaint, maxComplaint}
+		err := cmd.Run()
+		facts, decodeErr := api.DecodeCPUFacts(out.String())
+		if decodeErr == nil {
+			return facts, nil // with exit 1 it says that there is no accelerator
+		}
+		if err == nil {
+			err = decodeErr
+		}
+		return api.CPUFacts{}, fmt.Errorf("taking CPU facts: %w: %s", err, lastLine(complaint.String(), "no complaint"))
+	}
+}
+
+// Bounds of the child: the patience after SIGTERM, and how much of its output is kept, in bytes.
+const (
+	childPatience = 5 * time.Second
+	maxFacts      = 200 << 10
+	maxComplaint  = 64 << 10
+)
 
 // encoder is both kinds of facts.
 type encoder interface{ Encode() (string, error) }

@@ -36,6 +36,8 @@ const watchPeriod = 2 * time.Second
 // Watcher keeps files of facts up to date.
 type Watcher struct {
 	Collector
+	// Take takes the facts of the CPU. A process of its own does it best: libvirt never quite leaves one that opened it.
+	Take    func(ctx context.Context) (api.CPUFacts, error)
 	Dir     string
 	Timeout time.Duration // for the facts of the CPU
 	CPU     bool          // keep cpu.json
@@ -66,10 +68,9 @@ func (w Watcher) Run(ctx context.Context) error {
 // watchState is what a Watcher remembers between two looks.
 type watchState struct {
 	Watcher
-	key    string // of the facts of the CPU that are in the file
-	numa   string // content of the file, without its time
-	memory map[int]int64
-	hold   time.Time // no new attempt before
+	key  string    // of the facts of the CPU that are in the file
+	numa string    // content of the file, without its time
+	hold time.Time // no new attempt before
 }
 
 func (s *watchState) start(ctx context.Context) error {
@@ -116,7 +117,6 @@ func (s *watchState) lookNUMA() error {
 	if err != nil {
 		return err
 	}
-	s.settle(&facts)
 	text, err := facts.Encode()
 	if err != nil {
 		return err
@@ -133,25 +133,6 @@ func (s *watchState) lookNUMA() error {
 	return nil
 }
 
-// settle gives each cell the most memory it was ever seen with in this boot: a balloon that a hypervisor inflates in the
-// node makes the kernel's figure smaller for a while, and the fact is what the cell had at boot.
-func (s *watchState) settle(facts *api.NUMAFacts) {
-	if s.memory == nil {
-		s.memory = make(map[int]int64)
-		text, err := os.ReadFile(s.path(NUMAFile))
-		if before, decodeErr := api.DecodeNUMAFacts(string(text)); err == nil && decodeErr == nil && before.Boot == facts.Boot {
-			for _, cell := range before.Cells {
-				s.memory[cell.ID] = cell.Memory
-			}
-		}
-	}
-	for i := range facts.Cells {
-		cell := &facts.Cells[i]
-		cell.Memory = max(cell.Memory, s.memory[cell.ID])
-		s.memory[cell.ID] = cell.Memory
-	}
-}
-
 // retryPause is how long a node without accelerator waits before it is tried again: somebody may load a module.
 const retryPause = 5 * time.Minute
 
@@ -166,7 +147,7 @@ func (s *watchState) lookCPU(ctx context.Context) error {
 	}
 	limited, cancel := context.WithTimeout(ctx, s.Timeout)
 	defer cancel()
-	facts, err := s.Collector.CPU(limited)
+	facts, err := s.Take(limited)
 	if err != nil || ctx.Err() != nil { // a shutdown must not look like a node without accelerator
 		return err
 	}

@@ -20,7 +20,8 @@ const (
 // runNodeFacts is launcher node-facts: the facts of this node as its VMs will find them (scheduling.md 2.7).
 func runNodeFacts(ctx context.Context, args []string, std cli.Streams) int {
 	return facts.Program{
-		Root: "/", QEMU: emulator, Scratch: os.TempDir(), Open: openForFacts, Prepare: becomeUser,
+		Root: "/", Self: []string{"/proc/self/exe", "node-facts"}, QEMU: emulator, Scratch: os.TempDir(), Open: openForFacts,
+		Prepare: becomeUser,
 	}.Run(ctx, args, std)
 }
 
