@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"net"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -65,6 +66,13 @@ func (b *bench) start() {
 	done := make(chan error, 2)
 	go func() { done <- d.Run(ctx, func() {}) }()
 	go func() { done <- pools.Run(ctx) }()
+	pooltest.Eventually(b.t, func() error { // before gRPC sees it: its second attempt comes a second later
+		probe, err := net.Dial("unix", socket)
+		if err != nil {
+			return err
+		}
+		return probe.Close()
+	})
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		b.t.Fatal(err)

@@ -176,7 +176,7 @@ func TestSharedWithTheOS(t *testing.T) {
 // TestPoolsComeAndGo: a pool taken out of the configuration keeps its volumes usable, also over a restart, a pool whose
 // file system goes away is not ready and never begun anew on what lies below, and it is back when it is mounted again.
 func TestPoolsComeAndGo(t *testing.T) {
-	dir := pooltest.FileSystem(t, "ext4", 1<<30)
+	dir, image := pooltest.FileSystemWithImage(t, "ext4", 1<<30)
 	other := pooltest.FileSystem(t, "xfs", 1<<30)
 	ctx := t.Context()
 	m := newManager(t, Options{AdoptBelow: filepath.Dir(dir)}, spec("a", dir), spec("b", other))
@@ -201,7 +201,6 @@ func TestPoolsComeAndGo(t *testing.T) {
 	}
 
 	m.Apply(ctx, []poolconfig.Pool{spec("a", dir), spec("b", other)})
-	image := filepath.Join(filepath.Dir(filepath.Dir(dir)), "ext4.img")
 	pooltest.Run(t, "umount", "--lazy", dir) // the lock keeps a file open
 	m.Apply(ctx, []poolconfig.Pool{spec("a", dir), spec("b", other)})
 	if _, _, err := m.Volume(handle); !errors.Is(err, volume.ErrNotReady) {

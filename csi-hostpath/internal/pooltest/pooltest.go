@@ -20,15 +20,39 @@ import (
 // Types are the file systems that pools are tested on.
 func Types() []string { return []string{"xfs", "ext4", "btrfs"} }
 
+// newImage returns where the image of a file system goes: in memory where that is possible, since what is tested is
+// what is written and not how fast the machine's disk syncs.
+func newImage(t testing.TB, fsType string) string {
+	t.Helper()
+	name := fsType + ".img"
+	dir, err := os.MkdirTemp("/dev/shm", "podvirt-pool.")
+	if err != nil {
+		return filepath.Join(t.TempDir(), name)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return filepath.Join(dir, name)
+}
+
 // FileSystem mounts a new file system of the type and size in bytes and returns its directory. The path is
 // ROOT/pools/NAME, so that ROOT can be the root of pools.
 func FileSystem(t testing.TB, fsType string, size int64) string {
+	t.Helper()
+	dir, _ := FileSystemWithImage(t, fsType, size)
+	return dir
+}
+
+// FileSystemWithImage is FileSystem for tests that unmount it and mount the image again.
+func FileSystemWithImage(t testing.TB, fsType string, size int64) (dir, image string) {
 	t.Helper()
 	require.Root(t)
 	_, err := exec.LookPath("mkfs." + fsType)
 	require.Feature(t, err == nil, "mkfs."+fsType)
 	root := t.TempDir()
-	image, dir := filepath.Join(root, fsType+".img"), filepath.Join(root, "pools", fsType)
+	image, dir = newImage(t, fsType), filepath.Join(root, "pools", fsType)
 	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(image, nil, 0o600), os.Truncate(image, size)); err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +63,7 @@ func FileSystem(t testing.TB, fsType string, size int64) string {
 			t.Error(err)
 		}
 	})
-	return dir
+	return dir, image
 }
 
 // Run runs a program that must succeed.
