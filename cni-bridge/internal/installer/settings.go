@@ -61,7 +61,8 @@ func ReadSettings(dir string) (Settings, error) {
 		}
 	}
 	stage := &settings.Stage
-	stage.DefaultBinding, stage.SecondaryBinding, stage.AllowedBindings = network.DefaultBinding, network.SecondaryBinding, network.AllowedBindings
+	stage.DefaultBinding, stage.SecondaryBinding = network.DefaultBinding, network.SecondaryBinding
+	stage.AllowedBindings = network.AllowedBindings
 	stage.V4CIDR, stage.V6CIDR = network.V4CIDR, network.V6CIDR
 	stage.MACPrefix = network.MACPrefix
 	if config.PortBase != 0 {

@@ -29,7 +29,8 @@ func Uninstall(o Options, force bool) (Uninstalled, error) {
 		return done, err
 	}
 	if len(entries) > 0 && !force {
-		return done, fmt.Errorf("%w: %s/%s and %d more; --force leaves them running", ErrInUse, entries[0].Namespace, entries[0].Pod, len(entries)-1)
+		first := entries[0]
+		return done, fmt.Errorf("%w: %s/%s and %d more; --force leaves them running", ErrInUse, first.Namespace, first.Pod, len(entries)-1)
 	}
 	removed, err := Remove(o.ConfDir)
 	for _, name := range removed {

@@ -47,16 +47,18 @@ func TestDefaultNIC(t *testing.T) {
 
 func TestMACs(t *testing.T) {
 	pod := Pod{Namespace: "shop", Name: "web-0"}
+	ofVM, ofPod := DeriveMAC([]byte{2}, "salt", "shop", "web", "default").String(), DeriveMAC([]byte{2}, "salt", "shop", "web-0", "default").String()
+	asked := func(mac string) api.VM { return api.VM{Name: "web", NICs: []api.NIC{{Name: "default", MAC: mac}}} }
 	for name, row := range map[string]struct {
 		vm   api.VM
 		want string // "": that of the Pod interface
 	}{
-		"derived from the VM":              {api.VM{Name: "web"}, DeriveMAC([]byte{2}, "salt", "shop", "web", "default").String()},
-		"of a pool: from the Pod":          {api.VM{Name: "web", Identity: api.IdentityPod}, DeriveMAC([]byte{2}, "salt", "shop", "web-0", "default").String()},
-		"no name: from the Pod":            {api.VM{}, DeriveMAC([]byte{2}, "salt", "shop", "web-0", "default").String()},
-		"asked for the Pod's":              {api.VM{Name: "web", NICs: []api.NIC{{Name: "default", MAC: "pod"}}}, DeriveMAC([]byte{2}, "salt", "shop", "web-0", "default").String()},
-		"written":                          {api.VM{Name: "web", NICs: []api.NIC{{Name: "default", MAC: "02:aa:00:00:00:10"}}}, "02:aa:00:00:00:10"},
-		"that of the Pod interface, asked": {api.VM{Name: "web", NICs: []api.NIC{{Name: "default", MAC: "cni"}}}, ""},
+		"derived from the VM":       {api.VM{Name: "web"}, ofVM},
+		"of a pool: from the Pod":   {api.VM{Name: "web", Identity: api.IdentityPod}, ofPod},
+		"no name: from the Pod":     {api.VM{}, ofPod},
+		"asked for the Pod's":       {asked("pod"), ofPod},
+		"written":                   {asked("02:aa:00:00:00:10"), "02:aa:00:00:00:10"},
+		"that of the Pod interface": {asked("cni"), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			nics, err := Make(config(), row.vm, pod, eth0("192.0.2.2/24"))
@@ -129,7 +131,9 @@ func TestRefusalsComeAtOnce(t *testing.T) {
 	c := config()
 	c.Pod.AllowedBindings = []api.Binding{api.BindingMasquerade}
 	vm := api.VM{Name: "web", NICs: []api.NIC{
-		{Name: "default", IPFamily: "6", Ports: []api.PortRange{{First: 80, Last: 80, Protocol: "tcp"}, {First: 49150, Last: 49153, Protocol: "tcp"}}},
+		{Name: "default", IPFamily: "6", Ports: []api.PortRange{
+			{First: 80, Last: 80, Protocol: "tcp"}, {First: 49150, Last: 49153, Protocol: "tcp"},
+		}},
 		{Name: "net1", Binding: api.BindingMasquerade},
 		{Name: "net7"},
 	}}
