@@ -84,6 +84,8 @@ func (p *parser) annotation(key, value string) {
 	before := len(p.errs)
 	v := &parsed{raw: value}
 	switch {
+	case r.Later:
+		p.value(key, value, NotYet)
 	case len(value) > MaxText && r.Value.Pattern != jsonListPattern && r.Value.Pattern != jsonPattern:
 		p.value(key, value, fmt.Sprintf("longer than %d bytes", MaxText))
 	case !isJSON(r) && strings.ContainsFunc(value, isControl):

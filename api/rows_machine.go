@@ -131,15 +131,15 @@ func deviceRows() []Annotation {
 	const group = "Devices"
 	return []Annotation{
 		{
-			Key: "disk-defaults", Group: group, Change: Restart, Kind: Options, Options: later(diskOptions()),
+			Key: "disk-defaults", Group: group, Change: Restart, Kind: Options, Options: diskOptions(), Later: true,
 			Default: "none", Meaning: "options for every disk that does not say otherwise",
 		},
 		{
-			Key: "cdrom-defaults", Group: group, Change: Restart, Kind: Options, Options: later(diskOptions()),
+			Key: "cdrom-defaults", Group: group, Change: Restart, Kind: Options, Options: diskOptions(), Later: true,
 			Default: "none", Meaning: "options for every CD-ROM that does not say otherwise",
 		},
 		{
-			Key: "nic-defaults", Group: group, Change: Restart, Kind: Options, Options: later(nicOptions()),
+			Key: "nic-defaults", Group: group, Change: Restart, Kind: Options, Options: nicOptions(), Later: true,
 			Default: "none", Meaning: "options for every NIC that does not say otherwise",
 		},
 		{
@@ -214,7 +214,7 @@ func deviceRows() []Annotation {
 
 // rate is a quantity of bytes per second.
 func rate(example string) Value {
-	return pattern(quantityPattern+`/s`, "not a quantity per second; example: "+example)
+	return pattern(QuantityPattern+`/s`, "not a quantity per second; example: "+example)
 }
 
 // later marks every option as not honoured by this version.

@@ -75,40 +75,54 @@ func ParseConfig(data map[string]string) (Config, Errors) {
 		case s == nil:
 			errs = append(errs, Error{Key: key, Text: "data." + key + ": unknown key" + nearestSuffix(key, settings().names)})
 		default:
-			if wrong := s.check(value); wrong != "" {
-				errs = append(errs, Error{Key: key, Text: fmt.Sprintf("data.%s: %s: %s", key, quote(value), wrong)})
-				continue
+			wrong := s.check(value)
+			for _, text := range wrong {
+				shown := quote(value)
+				if s.Lines {
+					shown = `"…"`
+				}
+				errs = append(errs, Error{Key: key, Text: fmt.Sprintf("data.%s: %s: %s", key, shown, text)})
 			}
-			good[key] = value
+			if len(wrong) == 0 {
+				good[key] = value
+			}
 		}
 	}
 	config := newConfig(good)
 	return config, append(errs, checkConfig(config, good)...).sorted()
 }
 
-// check returns what is wrong with the value of a setting, or "".
-func (s *Setting) check(value string) string {
-	if s.Lines {
-		return s.Value.unsupported(value)
+// check returns what is wrong with the value of a setting.
+func (s *Setting) check(value string) []string {
+	switch {
+	case s.Lines:
+		return some(s.Value.unsupported(value))
+	case strings.ContainsFunc(value, isControl):
+		return some("control characters are not allowed")
+	case !s.Commas:
+		return some(s.Value.Check(value))
+	case strings.TrimSpace(value) == "":
+		return nil
 	}
-	if strings.ContainsFunc(value, isControl) {
-		return "control characters are not allowed"
-	}
-	if !s.Commas {
-		return s.Value.Check(value)
-	}
-	if strings.TrimSpace(value) == "" {
-		return ""
-	}
+	var wrong []string
 	for item := range strings.SplitSeq(value, ",") {
-		if wrong := s.Value.Check(strings.TrimSpace(item)); wrong != "" {
-			if strings.TrimSpace(item) == value {
-				return wrong
-			}
-			return quote(strings.TrimSpace(item)) + " is " + wrong
+		item = strings.TrimSpace(item)
+		switch text := s.Value.Check(item); {
+		case text == "":
+		case item == value:
+			wrong = append(wrong, text)
+		default:
+			wrong = append(wrong, quote(item)+" is "+text)
 		}
 	}
-	return ""
+	return wrong
+}
+
+func some(text string) []string {
+	if text == "" {
+		return nil
+	}
+	return []string{text}
 }
 
 // items returns the items of a list setting.

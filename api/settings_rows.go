@@ -108,7 +108,7 @@ func deviceSettings() []Setting {
 
 func storageSettings() []Setting {
 	const group = "Storage, snapshots, boot sources"
-	per := pattern(quantityPattern+`(?:/s)?`, "not a quantity per second")
+	per := pattern(QuantityPattern+`(?:/s)?`, "not a quantity per second")
 	next := "next import"
 	return []Setting{
 		{Key: "storage.pools", Group: group, Lines: true, Default: "empty", InForce: live, Meaning: "pools of `csi-hostpath`, a YAML list"},

@@ -61,6 +61,8 @@ type Annotation struct {
 	// the names.
 	Value   Value
 	Options []Option
+	// Later: this version honours nothing of it and does not look at the value.
+	Later bool
 	// Policies of a Set; the first is meant where none is written.
 	Policies []string
 	// Writer is who may write it; [User] unless it is a note of one program to another.

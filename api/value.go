@@ -28,7 +28,7 @@ const (
 // Patterns of the forms. A duration is bounded so that no sum of its parts overflows.
 const (
 	intPattern      = `[0-9]{1,15}`
-	quantityPattern = `[0-9]{1,15}(?:\.[0-9]{1,9})?(?:[KMGTPE]i|[kMGTPE]|[eE][0-9])?`
+	QuantityPattern = `[0-9]{1,15}(?:\.[0-9]{1,9})?(?:[KMGTPE]i|[kMGTPE]|[eE][0-9])?`
 	durationPattern = `(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:ns|us|ms|s)|[0-9]{1,6}(?:\.[0-9]{1,9})?m|` +
 		`[0-9]{1,5}(?:\.[0-9]{1,9})?h){1,4}`
 )
@@ -134,7 +134,7 @@ func (v Value) Syntax() string {
 	case FormInt:
 		alternatives = append(alternatives, intPattern)
 	case FormQuantity:
-		alternatives = append(alternatives, quantityPattern)
+		alternatives = append(alternatives, QuantityPattern)
 	case FormDuration:
 		alternatives = append(alternatives, durationPattern)
 	case FormText:
@@ -227,7 +227,7 @@ func (v Value) inForm(value string) bool {
 	case FormText:
 		return !strings.ContainsFunc(value, isControl)
 	case FormQuantity:
-		return compiled(quantityPattern).MatchString(value)
+		return compiled(QuantityPattern).MatchString(value)
 	case FormDuration:
 		return compiled(durationPattern).MatchString(value)
 	default:

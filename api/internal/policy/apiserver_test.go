@@ -162,7 +162,9 @@ type lines struct{ name string }
 
 func (l lines) GetExpression() string { return "variables." + l.name }
 
-func (l lines) ReturnTypes() []*cel.Type { return []*cel.Type{cel.ListType(cel.StringType), cel.DynType} }
+func (l lines) ReturnTypes() []*cel.Type {
+	return []*cel.Type{cel.ListType(cel.StringType), cel.DynType}
+}
 
 // errorsOf returns the value of variables.errors of a policy, and the cost of evaluating it.
 type errorsOf struct{ evaluator plugincel.ConditionEvaluator }

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -42,9 +43,8 @@ func wrong(v api.Value, x string) string {
 	expression := fmt.Sprintf(`!%s.matches(%s) ? %s : `, x, re(v.Syntax()), str(v.WrongMessage()))
 	if bounds := outside(v, x); bounds != "" {
 		if free := freeWords(v); len(free) > 0 {
-			bounds = fmt.Sprintf(`%s.matches(%s) ? "" : `, x, re(words(free))) + bounds
 			// The words have no bounds, but may still not be supported.
-			return expression + "((" + bounds + `"") != "" ? (` + bounds + `"") : ` + unsupported(v, x) + ")"
+			return "(" + expression + fmt.Sprintf(`%s.matches(%s) ? %s : `, x, re(words(free)), unsupported(v, x)) + bounds + unsupported(v, x) + ")"
 		}
 		expression += bounds
 	}
@@ -93,6 +93,10 @@ func outside(v api.Value, x string) string {
 
 // unsupported tells legal values that this version does not honour.
 func unsupported(v api.Value, x string) string {
+	if v.Empty {
+		v.Empty = false
+		return fmt.Sprintf(`(%s == "" ? "" : %s)`, x, unsupported(v, x))
+	}
 	switch {
 	case v.Later && len(v.Now) == 0:
 		return str(api.NotYet)
@@ -107,4 +111,13 @@ func unsupported(v api.Value, x string) string {
 // parts divides a value into those joined with +.
 func parts(x string) string {
 	return fmt.Sprintf(`(%[1]s.contains("\"") ? %[1]s.findAll(r'%[2]s').map(p, p.replace("\"", "")) : %[1]s.split("+"))`, x, api.PartPattern)
+}
+
+// words is a pattern of words.
+func words(words []string) string {
+	quoted := make([]string, len(words))
+	for i, w := range words {
+		quoted[i] = regexp.QuoteMeta(w)
+	}
+	return strings.Join(quoted, "|")
 }

@@ -2,7 +2,6 @@ package policy
 
 import (
 	"fmt"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -12,30 +11,38 @@ import (
 )
 
 // grammar returns the variables that judge each annotation by itself. They read variables.a, the annotations of the
-// VM Pod or template, and end in "grammar", a list of whole lines.
+// VM Pod or template, and end in "grammar", a list of whole lines. Values of one grammar are judged by one expression,
+// whichever annotation or option they stand in.
 func grammar() []admissionv1.Variable {
 	rows := api.Annotations()
 	variables := []admissionv1.Variable{
 		{Name: "keys", Expression: `variables.a.filter(k, k.startsWith("podvirt.dev/"))`},
 		{Name: "odd", Expression: oddValues()},
 		{Name: "known", Expression: knownKeys(rows)},
-		{Name: "unknown", Expression: `variables.keys.filter(k, !(k in variables.known) && !k.matches(r'^podvirt\.dev/(?:` +
-			strings.Join(deviceKinds(rows), "|") + `)\.')).map(k, k + ": unknown annotation")`},
+		{Name: "later", Expression: laterKeys(rows)},
+		{Name: "unknown", Expression: `variables.keys.filter(k, !(k in variables.known) && !k.matches(` + deviceKey(rows) + `)).map(k, k + ": unknown annotation")`},
 		{Name: "names", Expression: deviceNames(rows)},
-		{Name: "read", Expression: `variables.keys.filter(k, !variables.odd.exists(l, l.startsWith(k + ": ")) && !variables.names.exists(l, l.startsWith(k + ": ")))`},
-		{Name: "items", Expression: items(rows)},
-		{Name: "main", Expression: mainWords(rows)},
+		{Name: "skipped", Expression: `variables.odd + variables.names + variables.later`},
+		{Name: "read", Expression: `variables.keys.filter(k, !variables.skipped.exists(l, l.startsWith(k + ": ")))`},
+		{Name: "optionsOf", Expression: optionsOf(rows)},
+		{Name: "items", Expression: items()},
+		{Name: "main", Expression: `variables.items.transformMap(k, items, ` + hasMain(rows) + ` && items.size() > 0 && !items[0].contains("=") && !(items[0] in variables.optionsOf[?k].orValue([])), items[0])`},
 		{Name: "records", Expression: records()},
 		{Name: "twice", Expression: `variables.records.transformMap(k, rs, rs.map(r, r[0]).filter(n, rs.filter(r, r[0] == n).size() > 1).distinct())`},
 		{Name: "first", Expression: `variables.records.transformMap(k, rs, lists.range(rs.size()).filter(i, rs.map(r, r[0]).indexOf(rs[i][0]) == i).map(i, rs[i]))`},
 		{Name: "empty", Expression: emptyOptions(rows)},
+		{Name: "itemLines", Expression: itemLines()},
+		{Name: "values", Expression: soundValues()},
 	}
-	parts := []string{"variables.odd", "variables.unknown", "variables.names", "variables.empty"}
-	for _, g := range slices.Concat(split("plain", plain(rows), 6, told), optionGroups(rows)) {
+	parts := []string{"variables.later", "variables.odd", "variables.unknown", "variables.names", "variables.empty", "variables.itemLines"}
+	judged := slices.Concat(split("plain", plain(rows), 6, told), split("main", mains(rows), 6, told), split("option", optionValues(rows), 6, toldOption))
+	for _, g := range judged {
 		variables = append(variables, admissionv1.Variable{Name: g.name, Expression: g.expression})
 		parts = append(parts, "variables."+g.name)
 	}
-	variables = append(variables, admissionv1.Variable{Name: "features", Expression: set(rows)})
+	variables = append(variables,
+		admissionv1.Variable{Name: "featureItems", Expression: setItems(rows)},
+		admissionv1.Variable{Name: "features", Expression: set(rows)})
 	parts = append(parts, "variables.features")
 	return append(variables,
 		admissionv1.Variable{Name: "grammar", Expression: strings.Join(parts, " + ")},
@@ -46,13 +53,21 @@ func grammar() []admissionv1.Variable {
 	)
 }
 
+// deviceKey matches the keys of devices.
+func deviceKey(rows []api.Annotation) string {
+	return `r'^podvirt\.dev/(?:` + strings.Join(deviceKinds(rows), "|") + `)\.'`
+}
+
+// rowOf is the row that the key k belongs to: the key itself, or the beginning of a device's key.
+const rowOf = `(k in variables.known ? k : k.substring(0, k.indexOf(".", 12) + 1))`
+
 // isJSON says whether a row holds JSON, which has its own limits and may hold line breaks.
 func isJSON(a api.Annotation) bool { return strings.HasPrefix(a.Value.Pattern, "(?s)") }
 
 func oddValues() string {
 	var json []string
 	for _, a := range api.Annotations() {
-		if isJSON(a) {
+		if isJSON(a) || a.Later {
 			json = append(json, api.Prefix+a.Key)
 		}
 	}
@@ -61,6 +76,20 @@ func oddValues() string {
 		`variables.a[k].matches(r'[\x00-\x1f\x7f]') ? k + ": \"" + variables.a[k].findAll(r'[^\x00-\x1f\x7f"]+').join("?") + "\": control characters are not allowed" : "").filter(l, l != "")`,
 		list(json), api.MaxText, quoted("variables.a[k]"), api.MaxText)
 }
+
+// laterKeys gives the lines about annotations of which this version honours nothing.
+func laterKeys(rows []api.Annotation) string {
+	var keys []string
+	for _, a := range rows {
+		if a.Later {
+			keys = append(keys, api.Prefix+a.Key)
+		}
+	}
+	return list(keys) + `.filter(k, k in variables.a).map(k, k + ": " + ` + quoted(printable("variables.a[k]")) + ` + ": " + ` + str(api.NotYet) + `)`
+}
+
+// printable takes control characters out.
+func printable(x string) string { return x + `.findAll(r'[^\x00-\x1f\x7f]+').join("?")` }
 
 func knownKeys(rows []api.Annotation) string {
 	var keys []string
@@ -101,50 +130,93 @@ func deviceNames(rows []api.Annotation) string {
 	return strings.Join(lists, " + ")
 }
 
-// plain gives the lines about annotations that are one value.
-func plain(rows []api.Annotation) []string {
-	var lines []string
-	for _, a := range rows {
-		if a.Kind == api.Plain {
-			key := str(api.Prefix + a.Key)
-			lines = append(lines, fmt.Sprintf(`[%[1]s].filter(k, k in variables.read).map(k, variables.a[k]).map(v, [%[1]s, v, %[2]s])`, key, wrong(a.Value, "v")))
+// byValue groups things that have one grammar, in the order of the table.
+func byValue[T any](all []T, value func(T) api.Value) [][]T {
+	var order []string
+	groups := map[string][]T{}
+	for _, x := range all {
+		key := fmt.Sprintf("%#v", value(x))
+		if groups[key] == nil {
+			order = append(order, key)
 		}
+		groups[key] = append(groups[key], x)
 	}
-	return lines
+	out := make([][]T, len(order))
+	for i, key := range order {
+		out[i] = groups[key]
+	}
+	return out
 }
 
-// told makes lines of triples of key, value and what is wrong with it, if anything.
-func told(triples string) string {
-	return "(" + triples + `).filter(t, t[2] != "").map(t, t[0] + ": " + ` + quoted(`t[1].findAll(r'[^\x00-\x1f\x7f]+').join("?")`) + ` + ": " + t[2])`
-}
-
-// items divides the values of annotations with options: key to trimmed items. Those whose commas or quotes make no
-// items are left out here and told in "empty".
-func items(rows []api.Annotation) string {
-	return fmt.Sprintf(`variables.a.transformMap(k, v, k in variables.read && (k in %s || k.matches(r'^podvirt\.dev/(?:%s)\.')) && (v.trim() == "" || v.matches(%s)),
-  v.trim() == "" ? [] : v.findAll(r'%s').map(i, i.trim()))`,
-		list(optionKeys(rows, api.Options)), strings.Join(deviceKinds(rows), "|"), re(api.ItemsPattern), api.ItemPattern)
-}
-
-func optionKeys(rows []api.Annotation, kind api.Kind) []string {
-	var keys []string
-	for _, a := range rows {
-		if a.Kind == kind && a.Device() == "" {
-			keys = append(keys, api.Prefix+a.Key)
-		}
+func keysOf(rows []api.Annotation) []string {
+	keys := make([]string, len(rows))
+	for i, a := range rows {
+		keys[i] = api.Prefix + a.Key
 	}
 	return keys
 }
 
-// mainWords gives the first item of each value that begins with a main word: key to word.
-func mainWords(rows []api.Annotation) string {
+// plain gives triples of key, value and what is wrong with it, of annotations that are one value.
+func plain(rows []api.Annotation) []string {
+	rows = slices.DeleteFunc(slices.Clone(rows), func(a api.Annotation) bool { return a.Kind != api.Plain })
+	var triples []string
+	for _, same := range byValue(rows, func(a api.Annotation) api.Value { return a.Value }) {
+		triples = append(triples, fmt.Sprintf(`variables.read.filter(k, k in %s).map(k, [k, variables.a[k]]).map(r, [r[0], r[1], %s])`,
+			list(keysOf(same)), wrong(same[0].Value, "r[1]")))
+	}
+	return triples
+}
+
+// mains gives such triples of the main words of options.
+func mains(rows []api.Annotation) []string {
+	rows = slices.DeleteFunc(slices.Clone(rows), func(a api.Annotation) bool { return !a.HasMain() || a.Later })
+	var triples []string
+	for _, same := range byValue(rows, func(a api.Annotation) api.Value { return a.Value }) {
+		keys := list(keysOf(same))
+		if !same[0].Value.List {
+			triples = append(triples, fmt.Sprintf(`variables.main.transformList(k, m, k in %s, [k, m, %s])`, keys, wrong(same[0].Value, "m")))
+			continue
+		}
+		triples = append(triples,
+			fmt.Sprintf(`variables.main.transformList(k, m, k in %s, m.split("+").map(w, [k, w, %s])).flatten()`, keys, wrong(same[0].Value, "w")),
+			fmt.Sprintf(`variables.main.transformList(k, m, k in %s, m.split("+").filter(w, m.split("+").filter(x, x == w).size() > 1).distinct().map(w, [k, w, %s])).flatten()`,
+				keys, str(api.ListedTwice)))
+	}
+	return triples
+}
+
+// told makes lines of triples of key, value and what is wrong with it, if anything.
+func told(triples string) string {
+	return "(" + triples + `).filter(t, t[2] != "").map(t, t[0] + ": " + ` + quoted(printable("t[1]")) + ` + ": " + t[2])`
+}
+
+// toldOption makes lines of key, option, value and what is wrong with it, if anything.
+func toldOption(quadruples string) string {
+	return "(" + quadruples + `).filter(t, t[3] != "").map(t, t[0] + ": " + t[1] + "=" + ` + shown("t[2]") + ` + ": " + t[3])`
+}
+
+// optionsOf gives the names of options by row.
+func optionsOf(rows []api.Annotation) string {
 	var entries []string
 	for _, a := range rows {
-		if a.HasMain() {
-			entries = append(entries, fmt.Sprintf("%s: %s", str(api.Prefix+a.Key), list(optionNames(a))))
+		if a.Kind == api.Options && !a.Later {
+			entries = append(entries, fmt.Sprintf("%s: %s", str(api.Prefix+strings.TrimSuffix(a.Key, "NAME")), list(optionNames(a))))
 		}
 	}
-	return "{" + strings.Join(entries, ", ") + `}.transformMap(k, names, k in variables.items && variables.items[k].size() > 0 && !variables.items[k][0].contains("=") && !(variables.items[k][0] in names), variables.items[k][0])`
+	return "{" + strings.Join(entries, ",\n") + "}"
+}
+
+// hasMain says whether the row of k begins with a main word.
+func hasMain(rows []api.Annotation) string {
+	rows = slices.DeleteFunc(slices.Clone(rows), func(a api.Annotation) bool { return !a.HasMain() })
+	return "k in " + list(keysOf(rows))
+}
+
+// items divides the values of annotations with options: key to trimmed items. Those whose commas or quotes make no
+// items are left out here and told in "empty".
+func items() string {
+	return fmt.Sprintf(`variables.a.transformMap(k, v, k in variables.read && %s in variables.optionsOf && (v.trim() == "" || v.matches(%s)),
+  v.trim() == "" ? [] : v.findAll(r'%s').map(i, i.trim()))`, rowOf, re(api.ItemsPattern), api.ItemPattern)
 }
 
 func optionNames(a api.Annotation) []string {
@@ -164,20 +236,21 @@ func records() string {
 
 // emptyOptions gives the lines about option strings that hold nothing, or do not divide into items.
 func emptyOptions(rows []api.Annotation) string {
-	var entries []string
+	var entries, sets []string
 	for _, a := range rows {
 		switch {
-		case a.Kind != api.Options || a.Device() != "":
+		case a.Kind == api.Set:
+			sets = append(sets, api.Prefix+a.Key)
+		case a.Kind != api.Options || a.Device() != "" || a.Later:
 		case a.HasMain():
-			entries = append(entries, fmt.Sprintf("%s: %s", str(api.Prefix+a.Key), wrong(a.Value, `""`)))
+			entries = append(entries, fmt.Sprintf("%s: %s", str(api.Prefix+a.Key), str(a.Value.WrongMessage())))
 		default:
 			entries = append(entries, fmt.Sprintf("%s: %s", str(api.Prefix+a.Key), str(api.NoOptions(a))))
 		}
 	}
-	return "{" + strings.Join(entries, ", ") + `}.transformList(k, w, k in variables.items && variables.items[k].size() == 0, k + ": \"" + variables.a[k] + "\": " + w)
-  + variables.read.filter(k, (k in ` + list(append(optionKeys(rows, api.Options), optionKeys(rows, api.Set)...)) +
-		` || k.matches(r'^podvirt\.dev/(?:` + strings.Join(deviceKinds(rows), "|") + `)\.')) && variables.a[k].trim() != "" && !variables.a[k].matches(` + re(api.ItemsPattern) + `))
-    .map(k, k + ": " + ` + quoted("variables.a[k]") + ` + ": " + ` + str(api.EmptyItem) + `)`
+	return fmt.Sprintf(`{%s}.transformList(k, w, variables.items[?k].optMap(items, items.size() == 0).orValue(false), k + ": \"" + variables.a[k] + "\": " + w)
+  + variables.read.filter(k, (%s in variables.optionsOf || k in %s) && variables.a[k].trim() != "" && !variables.a[k].matches(%s)).map(k, k + ": " + %s + ": " + %s)`,
+		strings.Join(entries, ",\n"), rowOf, list(sets), re(api.ItemsPattern), quoted("variables.a[k]"), str(api.EmptyItem))
 }
 
 // group is one variable with lines, small so that the API server's type checker has little to do at a time.
@@ -194,137 +267,81 @@ func split(name string, expressions []string, n int, finish func(joined string) 
 
 func asIs(joined string) string { return joined }
 
-// optionGroups gives the lines about options: those of whole-VM rows, then those of each kind of device.
-func optionGroups(rows []api.Annotation) []group {
-	var whole []string
-	var groups []group
+// itemLines gives the lines about items that are no options, or not written as options are.
+func itemLines() string {
+	return fmt.Sprintf(`variables.first.transformList(k, rs, [variables.optionsOf[%[1]s]].map(names, rs.map(r,
+    !(r[0] in names) ? %[2]s + ": " + (k.startsWith("podvirt.dev/nic.") && r[0].matches(r'^dhcp-[0-9]{1,15}$') ? "only 224 to 254" : "unknown option") :
+    !r[1].matches(%[3]s) ? r[0] + "=" + %[4]s + ": " + %[5]s :
+    r[2] == "" ? r[0] + "=: " + %[6]s : "").filter(l, l != "")
+  + variables.twice[k].filter(n, n in names).map(n, n + ": " + %[7]s)).flatten().map(l, k + ": " + l)).flatten()`,
+		rowOf, shown("r[0]"), re(api.OptionValuePattern), shown("r[2]"), str(api.BlankInValue), str(api.EmptyValue), str(api.ListedTwice))
+}
+
+// soundValues gives key, option, value as written, value without quotes, and "ROW OPTION" of every option that is
+// written as options are.
+func soundValues() string {
+	return fmt.Sprintf(`variables.first.transformList(k, rs, rs.filter(r, r[1].matches(%s) && r[2] != "").map(r, [k, r[0], r[1], r[2], %s.substring(12) + " " + r[0]])).flatten()`,
+		re(api.OptionValuePattern), rowOf)
+}
+
+// placed is an option of one row.
+type placed struct {
+	name  string // "ROW OPTION"
+	value api.Value
+}
+
+// optionValues gives key, option, value and what is wrong with it, of options that have one grammar.
+func optionValues(rows []api.Annotation) []string {
+	var all []placed
 	for _, a := range rows {
-		if a.Kind != api.Options {
+		if a.Kind != api.Options || a.Later {
 			continue
 		}
-		kind := a.Device()
-		keys := fmt.Sprintf(`[%s].filter(k, k in variables.first)`, str(api.Prefix+a.Key))
-		if kind != "" {
-			keys = fmt.Sprintf(`variables.first.transformList(k, rs, k.startsWith(%s), k)`, str(api.Prefix+kind+"."))
+		for _, o := range a.Options {
+			all = append(all, placed{strings.TrimSuffix(a.Key, "NAME") + " " + o.Name, o.Value})
 		}
-		var lines []string
-		if a.HasMain() {
-			lines = append(lines, keys+".map(k, "+mainLines(a)+").flatten()")
+	}
+	var expressions []string
+	for _, same := range byValue(all, func(p placed) api.Value { return p.value }) {
+		names := make([]string, len(same))
+		for i, p := range same {
+			names[i] = p.name
 		}
-		lines = append(lines, keys+".map(k, "+itemLines(a)+").flatten()")
-		for _, same := range sameValue(a.Options) {
-			lines = append(lines, keys+".map(k, "+valueLines(same)+").flatten()")
+		v := same[0].value
+		judged := fmt.Sprintf(`.map(r, [r[0], r[1], r[3], %s])`, wrong(v, "r[3]"))
+		if v.List {
+			judged = fmt.Sprintf(`.map(r, %s.map(p, [r[0], r[1], p, %s])).flatten()`, parts("r[2]"), wrong(v, "p"))
 		}
-		if kind == "" {
-			whole = append(whole, lines...)
-			continue
-		}
-		groups = append(groups, split(kind+"Options", lines, 4, asIs)...)
+		expressions = append(expressions, fmt.Sprintf(`variables.values.filter(r, r[4] in %s)%s`, list(names), judged))
 	}
-	return append(split("options", whole, 4, asIs), groups...)
+	return expressions
 }
 
-// mainLines gives the lines about the main word of the annotation k.
-func mainLines(a api.Annotation) string {
-	words := "[m]"
-	if a.Value.List {
-		words = `m.split("+")`
-	}
-	lines := fmt.Sprintf(`%[1]s.map(w, [w, %[2]s]).filter(p, p[1] != "").map(p, k + ": " + %[3]s + ": " + p[1])`,
-		words, wrong(a.Value, "w"), quoted("p[0]"))
-	if a.Value.List {
-		lines += fmt.Sprintf(` + %[1]s.filter(w, %[1]s.filter(x, x == w).size() > 1).distinct().map(w, k + ": " + %[2]s + ": " + %[3]s)`,
-			words, quoted("w"), str(api.ListedTwice))
-	}
-	return `variables.main[?k].optMap(m, ` + lines + `).orValue([])`
-}
-
-// itemLines gives the lines about items of the annotation k that are no options, or not as options are written.
-func itemLines(a api.Annotation) string {
-	names := re(words(optionNames(a)))
-	return fmt.Sprintf(`(variables.first[k].map(r,
-    !r[0].matches(%[1]s) ? %[2]s + ": " + %[3]s :
-    !r[1].matches(%[4]s) ? r[0] + "=" + %[5]s + ": " + %[6]s :
-    r[2] == "" ? r[0] + "=: " + %[7]s : "").filter(l, l != "")
-  + variables.twice[k].filter(n, n.matches(%[1]s)).map(n, n + ": " + %[8]s)).map(l, k + ": " + l)`,
-		names, shown("r[0]"), unknownOption(a), re(api.OptionValuePattern), shown("r[2]"), str(api.BlankInValue), str(api.EmptyValue), str(api.ListedTwice))
-}
-
-// valueLines gives the lines about the values of options of the annotation k that have one grammar.
-func valueLines(same options) string {
-	v := same[0].Value
-	triples := fmt.Sprintf(`.map(r, [r[0], r[2], %s])`, wrong(v, "r[2]"))
-	if v.List {
-		triples = fmt.Sprintf(`.map(r, %s.map(p, [r[0], p, %s])).flatten()`, parts("r[1]"), wrong(v, "p"))
-	}
-	return fmt.Sprintf(`variables.first[k].filter(r, r[0].matches(%s) && r[1].matches(%s) && r[2] != "")%s.filter(t, t[2] != "").map(t, k + ": " + t[0] + "=" + %s + ": " + t[2])`,
-		re(words(same.names())), re(api.OptionValuePattern), triples, shown("t[1]"))
-}
-
-// words is a pattern of words.
-func words(words []string) string {
-	quoted := make([]string, len(words))
-	for i, w := range words {
-		quoted[i] = regexp.QuoteMeta(w)
-	}
-	return strings.Join(quoted, "|")
-}
-
-func unknownOption(a api.Annotation) string {
-	if a.Device() == "nic" {
-		return `(r[0].matches(r'^dhcp-[0-9]{1,15}$') ? "only 224 to 254" : "unknown option")`
-	}
-	return `"unknown option"`
-}
-
-// options are options with one grammar.
-type options []api.Option
-
-func (o options) names() []string {
-	names := make([]string, len(o))
-	for i := range o {
-		names[i] = o[i].Name
-	}
-	return names
-}
-
-// sameValue groups options by their grammar, in the order of the table.
-func sameValue(all []api.Option) []options {
-	var order []string
-	groups := map[string]options{}
-	for _, o := range all {
-		key := fmt.Sprintf("%#v", o.Value)
-		if groups[key] == nil {
-			order = append(order, key)
-		}
-		groups[key] = append(groups[key], o)
-	}
-	out := make([]options, len(order))
-	for i, key := range order {
-		out[i] = groups[key]
-	}
-	return out
-}
-
-// set gives the lines about name[=policy],... annotations.
-func set(rows []api.Annotation) string {
+// setItems gives key, name, policy and what is wrong with the name, of name[=policy],... annotations.
+func setItems(rows []api.Annotation) string {
 	var lists []string
 	for _, a := range rows {
-		if a.Kind != api.Set {
-			continue
+		if a.Kind == api.Set {
+			lists = append(lists, fmt.Sprintf(`[%[1]s].filter(k, k in variables.read && variables.a[k].trim() != "" && variables.a[k].matches(%[2]s)).map(k, variables.a[k].findAll(r'%[3]s').map(i, i.trim())
+  .map(i, i.contains("=") ? [k, i.substring(0, i.indexOf("=")), i.substring(i.indexOf("=") + 1)] : [k, i, %[4]s]).map(r, [r[0], r[1], r[2], %[5]s])).flatten()`,
+				str(api.Prefix+a.Key), re(api.ItemsPattern), api.ItemPattern, str(a.Policies[0]), wrong(a.Value, "r[1]")))
 		}
-		key := str(api.Prefix + a.Key)
-		item := `(i.contains("=") ? [i.substring(0, i.indexOf("=")), i.substring(i.indexOf("=") + 1)] : [i, ` + str(a.Policies[0]) + `])`
-		lists = append(lists, fmt.Sprintf(`[%[1]s].filter(k, k in variables.read).map(k,
-  variables.a[k].trim() == "" ? [k + ": " + %[2]s + ": " + %[3]s] :
-  !variables.a[k].matches(%[4]s) ? [] :
-  [variables.a[k].findAll(r'%[5]s').map(i, i.trim()).map(i, %[6]s)].map(rs,
-    rs.map(r, [r, [%[7]s]]).filter(p, p[1][0] != "").map(p, %[8]s + ": " + p[1][0])
-    + rs.map(r, r[0]).filter(n, %[9]s == "" && rs.filter(r, r[0] == n).size() > 1).distinct().map(n, n + ": " + %[10]s)
-    + lists.range(rs.size()).filter(i, rs.map(r, r[0]).indexOf(rs[i][0]) == i).map(i, rs[i]).filter(r, %[7]s == "" && !(r[1] in %[11]s)).map(r, r[0] + "=" + %[12]s + ": " + %[13]s)
-  ).flatten().map(l, k + ": " + l)).flatten()`,
-			key, quoted("variables.a[k]"), str(api.EmptyItem), re(api.ItemsPattern), api.ItemPattern, item, wrong(a.Value, "r[0]"),
-			shown("p[0][0]"), wrong(a.Value, "n"), str(api.ListedTwice), list(a.Policies), shown("r[1]"), str(api.PolicyMessage)))
 	}
 	return strings.Join(lists, " + ")
+}
+
+// set gives the lines about such annotations: wrong names, names listed twice, wrong policies.
+func set(rows []api.Annotation) string {
+	var policies, keys []string
+	for _, a := range rows {
+		if a.Kind == api.Set {
+			policies, keys = a.Policies, append(keys, api.Prefix+a.Key)
+		}
+	}
+	return fmt.Sprintf(`%[1]s.filter(k, k in variables.read && variables.a[k].trim() == "").map(k, k + ": " + %[2]s + ": " + %[3]s)
++ variables.featureItems.filter(r, r[3] != "").map(r, r[0] + ": " + %[4]s + ": " + r[3])
++ variables.featureItems.filter(r, r[3] == "" && variables.featureItems.filter(x, x[1] == r[1]).size() > 1).map(r, r[0] + ": " + r[1] + ": " + %[5]s).distinct()
++ lists.range(variables.featureItems.size()).filter(i, variables.featureItems.map(r, r[1]).indexOf(variables.featureItems[i][1]) == i).map(i, variables.featureItems[i])
+  .filter(r, r[3] == "" && !(r[2] in %[6]s)).map(r, r[0] + ": " + r[1] + "=" + %[7]s + ": " + %[8]s)`,
+		list(keys), quoted("variables.a[k]"), str(api.EmptyItem), shown("r[1]"), str(api.ListedTwice), list(policies), shown("r[2]"), str(api.PolicyMessage))
 }

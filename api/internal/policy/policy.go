@@ -23,8 +23,12 @@ type File struct {
 // Files returns all policies with their bindings.
 func Files() []File {
 	return []File{
+		{"podvirt-config-vm.yaml", configVM()},
+		{"podvirt-default-vm.yaml", defaultVM()},
 		{"podvirt-validate-vm.yaml", validateVM()},
 		{"podvirt-validate-vm-config.yaml", validateVMConfig()},
+		{"podvirt-exec.yaml", exec()},
+		{"podvirt-validate-config.yaml", validateConfig()},
 	}
 }
 

@@ -194,10 +194,12 @@ func TestPolicyAgreesOnRules(t *testing.T) {
 func podChanges() map[string]func(*corev1.Pod) {
 	vm := func(pod *corev1.Pod) *corev1.Container { return &pod.Spec.Containers[0] }
 	return map[string]func(*corev1.Pod){
-		"complete":     func(*corev1.Pod) {},
-		"no limits":    func(pod *corev1.Pod) { vm(pod).Resources = corev1.ResourceRequirements{} },
-		"small limit":  func(pod *corev1.Pod) { vm(pod).Resources.Limits[corev1.ResourceMemory] = resource.MustParse("130Mi") },
-		"odd limit":    func(pod *corev1.Pod) { vm(pod).Resources.Limits[corev1.ResourceMemory] = resource.MustParse("1000000001") },
+		"complete":    func(*corev1.Pod) {},
+		"no limits":   func(pod *corev1.Pod) { vm(pod).Resources = corev1.ResourceRequirements{} },
+		"small limit": func(pod *corev1.Pod) { vm(pod).Resources.Limits[corev1.ResourceMemory] = resource.MustParse("130Mi") },
+		"odd limit": func(pod *corev1.Pod) {
+			vm(pod).Resources.Limits[corev1.ResourceMemory] = resource.MustParse("1000000001")
+		},
 		"no grace":     func(pod *corev1.Pod) { pod.Spec.TerminationGracePeriodSeconds = nil },
 		"terminal":     func(pod *corev1.Pod) { vm(pod).Stdin, vm(pod).TTY = true, true },
 		"no seed":      func(pod *corev1.Pod) { vm(pod).VolumeMounts = slices.Delete(vm(pod).VolumeMounts, 2, 3) },
