@@ -395,7 +395,7 @@ func TestFirmware(t *testing.T) {
 	p.volume("/vm/state")
 	v := p.start()
 	v.booted(1)
-	v.out.wait(t, `host name db1`, 1)
+	v.says(`host name db1`, 1)
 	s := v.login()
 	s.typeLine("ls -d /sys/firmware/efi; nproc; cat /sys/class/dmi/id/product_name; ls /sys/bus/pci/devices; echo en''d")
 	s.out.wait(t, `\bend\b`, 1)

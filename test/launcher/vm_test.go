@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience bounds every wait: emulation on a busy machine is slow.
-const patience = 90 * time.Second
+const patience = 60 * time.Second
 
 // world is what all tests share: the built programs over the root file system of the launcher's image.
 type world struct {
@@ -320,8 +320,20 @@ func (v *vm) eventually(what string, holds func() bool) {
 // booted waits for the tiny guest to be up, n times since the start of the container.
 func (v *vm) booted(n int) {
 	v.t.Helper()
-	v.out.wait(v.t, `podvirt-tiny: ready after`, n)
-	v.out.wait(v.t, `login:`, n)
+	v.says(`podvirt-tiny: ready after`, n)
+	v.says(`login:`, n)
+}
+
+// says waits until the guest has said something n times; a container that has ended says nothing more.
+func (v *vm) says(pattern string, n int) {
+	v.t.Helper()
+	select {
+	case <-v.out.seen(pattern, n):
+	case <-v.ended:
+		v.t.Fatalf("the container ended before the guest said %q", pattern)
+	case <-time.After(patience):
+		v.t.Fatalf("the guest did not say %q %d times", pattern, n)
+	}
 }
 
 // record keeps what a process writes.
@@ -347,24 +359,31 @@ func (r *record) String() string {
 	return r.text.String()
 }
 
+// seen returns a channel that is closed when a pattern has come n times.
+func (r *record) seen(pattern string, n int) <-chan struct{} {
+	re, done := regexp.MustCompile(pattern), make(chan struct{})
+	go func() {
+		for {
+			r.mu.Lock()
+			found, changed := len(re.FindAllIndex(r.text.Bytes(), n)), r.changed
+			r.mu.Unlock()
+			if found >= n {
+				close(done)
+				return
+			}
+			<-changed
+		}
+	}()
+	return done
+}
+
 // wait waits until a pattern has come n times.
 func (r *record) wait(t *testing.T, pattern string, n int) {
 	t.Helper()
-	re := regexp.MustCompile(pattern)
-	deadline := time.NewTimer(patience)
-	defer deadline.Stop()
-	for {
-		r.mu.Lock()
-		found, changed := len(re.FindAllIndex(r.text.Bytes(), n)), r.changed
-		r.mu.Unlock()
-		if found >= n {
-			return
-		}
-		select {
-		case <-changed:
-		case <-deadline.C:
-			t.Fatalf("%q came %d times of %d", pattern, found, n)
-		}
+	select {
+	case <-r.seen(pattern, n):
+	case <-time.After(patience):
+		t.Fatalf("%q did not come %d times; there is: %.2000s", pattern, n, r)
 	}
 }
 

@@ -92,9 +92,14 @@ func (m Maker) prepare(ctx context.Context, o api.Disk) (domain.Disk, error) {
 	if d.Source == "" {
 		return d, nil
 	}
-	if fromImage(d) && !readOnly(o) && unix.Access(d.Source, unix.W_OK) != nil {
-		// An image of one layer is mounted without an overlay file system, by which the reader of the Pod knows images.
-		o.Overlay, d.Options.Overlay = api.OverlayOn, api.OverlayOn
+	if fromImage(d) {
+		// What Resolve could not know for lack of a mark on the mount: images have overlays and are of any format.
+		if d.Options.Source != api.SourceImage && !readOnly(o) {
+			o.Overlay, d.Options.Overlay = api.OverlayOn, api.OverlayOn
+		}
+		if d.Options.Source != api.SourceImage {
+			d.Options.Format = ""
+		}
 	}
 	if err := access(d); err != nil {
 		return d, err
@@ -282,9 +287,11 @@ func setFormat(d *domain.Disk) error {
 	return header.harmless()
 }
 
-// fromImage says whether the disk came with an image volume.
+// fromImage says whether the disk came with an image volume. An image of one layer is mounted without an overlay file
+// system, by which the reader of the Pod knows images; it is known by its directory, and by that nobody can write it.
 func fromImage(d domain.Disk) bool {
-	return d.Options.Source == api.SourceImage || filepath.Base(filepath.Dir(d.Source)) == imageDir
+	return d.Options.Source == api.SourceImage ||
+		filepath.Base(filepath.Dir(d.Source)) == imageDir && unix.Access(d.Source, unix.W_OK) != nil
 }
 
 // directIO says whether O_DIRECT works on the file (vm.md 2.3, option cache).

@@ -42,6 +42,7 @@ type Conn struct {
 	events    *queue
 	callbacks []int
 	stop      context.CancelFunc
+	wake      func() // ends the sleep of the event loop
 	loop      sync.WaitGroup
 }
 
@@ -55,11 +56,12 @@ func Open(ctx context.Context, root string) (*Conn, error) {
 		return nil, fmt.Errorf("libvirt event loop: %w", wrap(err))
 	}
 	loopCtx, stop := context.WithCancel(ctx)
-	c := &Conn{events: newQueue(), stop: stop}
+	c := &Conn{events: newQueue(), stop: stop, wake: func() {}}
 	c.runLoop(loopCtx)
 	lv, err := libvirt.NewConnect("qemu:///embed?root=" + root)
 	if err != nil {
 		stop()
+		c.wake()
 		c.events.close()
 		return nil, fmt.Errorf("open libvirt's QEMU driver: %w", wrap(err))
 	}
@@ -71,10 +73,9 @@ func Open(ctx context.Context, root string) (*Conn, error) {
 	return c, nil
 }
 
-// runLoop runs libvirt's event loop. The loop sleeps in poll(2) until something happens, so a timer that fires once a
-// second bounds how long Close waits for it.
+// runLoop runs libvirt's event loop. The loop sleeps in poll(2) until something happens; Close wakes it by its timer.
 func (c *Conn) runLoop(ctx context.Context) {
-	timer, err := libvirt.EventAddTimeout(1000, func(int) {})
+	timer, err := libvirt.EventAddTimeout(idleMillis, func(int) {})
 	logger := klog.FromContext(ctx)
 	c.loop.Go(func() {
 		for ctx.Err() == nil {
@@ -87,8 +88,13 @@ func (c *Conn) runLoop(ctx context.Context) {
 	})
 	if err != nil {
 		logger.Error(err, "libvirt event timer")
+		return
 	}
+	c.wake = func() { libvirt.EventUpdateTimeout(timer, 0) }
 }
+
+// idleMillis is how often the event loop looks up from its sleep for nothing.
+const idleMillis = 60_000
 
 // prepare writes qemu.conf and points everything that libvirt derives from the user's home directory, which is not
 // writable in a VM Pod, at the root. libvirt reads these variables of the process itself.
@@ -163,6 +169,7 @@ func (c *Conn) Close() error {
 	}
 	_, err := c.c.Close()
 	c.stop()
+	c.wake()
 	c.loop.Wait()
 	c.events.close()
 	return wrap(err)
