@@ -89,7 +89,11 @@ func (c *Cluster) Up(ctx context.Context) error {
 	}
 	wait, cancelWait := context.WithTimeout(ctx, upTimeout)
 	defer cancelWait()
-	if err := errors.Join(c.waitNodes(wait), c.applyAddons(wait, paths["kubectl"])); err != nil {
+	err = c.waitNodes(wait)
+	if err == nil {
+		err = c.applyAddons(wait, paths["kubectl"])
+	}
+	if err != nil {
 		return fmt.Errorf("%w; logs: %s", err, filepath.Join(c.Layout.State, "machines/*/var/log/podvirt"))
 	}
 	return nil

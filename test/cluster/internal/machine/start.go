@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -72,8 +73,13 @@ func Prepare(spec string, stdin io.Reader) error {
 	if string(word) != "go" {
 		return errors.New("the supervisor ended before the machine was complete")
 	}
+	// Both the namespace and the signal belong to a thread, and the one that calls exec is the one that lives on.
+	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 		return fmt.Errorf("cgroup namespace: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+		return fmt.Errorf("parent death signal: %w", err)
 	}
 	return unix.Exec("/proc/self/exe", []string{"podvirt-machine", VerbRun, spec}, os.Environ())
 }

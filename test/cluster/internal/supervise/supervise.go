@@ -21,7 +21,10 @@ import (
 	"podvirt.dev/test/cluster/internal/machine"
 )
 
-const restartPause = time.Second
+const (
+	restartPause = time.Second
+	attempts     = 3 // to make the machines, before the supervisor gives up
+)
 
 // ErrRunning says that another supervisor holds the state directory.
 var ErrRunning = errors.New("another supervisor runs this cluster")
@@ -61,9 +64,13 @@ func Run(ctx context.Context, l layout.Layout, delegated bool, log io.Writer) (e
 		return err
 	}
 	s := &supervisor{layout: l, tree: tree, log: log, exited: make(chan exit, 16)}
-	for ctx.Err() == nil && err == nil {
-		err = s.round(ctx)
-		pause(ctx, restartPause)
+	for failed := 0; ctx.Err() == nil && failed < attempts; pause(ctx, restartPause) {
+		if err = s.round(ctx); err == nil {
+			failed = 0
+			continue
+		}
+		failed++
+		klog.FromContext(ctx).Error(err, "the machines could not be made", "attempt", failed, "of", attempts)
 	}
 	return errors.Join(err, tree.Remove(names(l)), tree.RemoveBase())
 }
@@ -173,6 +180,7 @@ func (s *supervisor) killAll(ctx context.Context) {
 	}
 	for len(s.machines) > 0 {
 		e := <-s.exited
+		logger.Info("ended", "machine", e.name, "reason", e.err)
 		if s.machines[e.name] == e.process {
 			delete(s.machines, e.name)
 		}

@@ -1,0 +1,337 @@
+package suite
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	"k8s.io/apimachinery/pkg/types"
+
+	"podvirt.dev/api"
+	"podvirt.dev/test/cluster/harness"
+)
+
+const devicePlugin = "podvirt-device-plugin"
+
+// deviceless and deviceful are what the two containers of a Pod say about a device that one of them asked for.
+const (
+	deviceful  = `stat -c '%a %u' /dev/userfaultfd; (exec 3<>/dev/userfaultfd) && echo opened; grep -E 'CapEff|NoNewPrivs' /proc/self/status; echo end`
+	deviceless = `stat /dev/userfaultfd || echo absent; mknod /tmp/x c 10 200 || echo refused; echo end`
+)
+
+// holder is a Pod as restricted as a VM Pod, with a device in one of its containers.
+func holder(name, node string, uid int) string {
+	return fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: %[1]s}
+spec:
+  nodeName: %[2]s
+  automountServiceAccountToken: false
+  terminationGracePeriodSeconds: 0
+  securityContext: {runAsNonRoot: true, runAsUser: %[3]d, runAsGroup: %[3]d, seccompProfile: {type: RuntimeDefault}}
+  containers:
+  - name: with
+    image: localhost/podvirt/tools:dev
+    imagePullPolicy: IfNotPresent
+    command: [sh, -c, "%[4]s; exec sleep infinity"]
+    securityContext: {allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}
+    resources: {limits: {podvirt.dev/userfaultfd: "1"}}
+  - name: without
+    image: localhost/podvirt/tools:dev
+    imagePullPolicy: IfNotPresent
+    command: [sh, -c, "%[5]s; exec sleep infinity"]
+    securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+`, name, node, uid, deviceful, deviceless)
+}
+
+// TestDevicesForThoseWhoAsk shows that a device file belongs to the user of the container that asked for it, whoever that is,
+// that its sibling has nothing, and that the host's file is as before.
+func TestDevicesForThoseWhoAsk(t *testing.T) {
+	c := harness.Installed(t)
+	c.RequireImage(t, "tools")
+	ns := c.Namespace(t, harness.Restricted)
+	node := c.Nodes[0]
+	before := c.OnNode(t, node, "stat", "-c", "%a %u %g", "/dev/userfaultfd")
+	for name, uid := range map[string]int{"launcher": api.LauncherUID, "arbitrary": 1000730000} {
+		ns.Apply(t, holder(name, node, uid))
+		ns.WaitPod(t, name, harness.Medium, harness.Running)
+		ns.WaitLog(t, name, "with", "end", harness.Short)
+		ns.WaitLog(t, name, "without", "end", harness.Short)
+		want := fmt.Sprintf("600 %d\nopened\nCapEff:\t0000000000000000\nNoNewPrivs:\t1\n", uid)
+		if log := ns.Log(t, name, "with"); !strings.Contains(log, want) {
+			t.Errorf("%s, with the device: %q; want %q", name, log, want)
+		}
+		if log := ns.Log(t, name, "without"); !strings.Contains(log, "absent") || !strings.Contains(log, "refused") {
+			t.Errorf("%s, without the device: %q; want neither a file nor mknod", name, log)
+		}
+	}
+	if after := c.OnNode(t, node, "stat", "-c", "%a %u %g", "/dev/userfaultfd"); after != before {
+		t.Errorf("the host's file was %s and is %s", before, after)
+	}
+}
+
+// TestSeccompProfile shows that the profile is on every node, that a restricted Pod may name it, and that it allows what
+// RuntimeDefault does not, and no more.
+func TestSeccompProfile(t *testing.T) {
+	c := harness.Installed(t)
+	c.RequireImage(t, "tools")
+	ns := c.Namespace(t, harness.Restricted)
+	for i, node := range c.Nodes {
+		name := fmt.Sprintf("profile-%d", i)
+		ns.Apply(t, fmt.Sprintf(`
+apiVersion: v1
+kind: Pod
+metadata: {name: %s}
+spec:
+  nodeName: %s
+  automountServiceAccountToken: false
+  terminationGracePeriodSeconds: 0
+  securityContext: {runAsNonRoot: true, runAsUser: 107, seccompProfile: {type: RuntimeDefault}}
+  containers:
+  - name: main
+    image: localhost/podvirt/tools:dev
+    imagePullPolicy: IfNotPresent
+    command: [sh, -c, "unshare -U true; echo user=$?; unshare -n true; echo net=$?; unshare -U -m true; echo mount=$?; exec sleep infinity"]
+    securityContext:
+      {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}, seccompProfile: {type: Localhost, localhostProfile: %s}}
+`, name, node, api.LocalhostProfile))
+		ns.WaitPod(t, name, harness.Medium, harness.Running)
+		ns.WaitLog(t, name, "main", "mount=", harness.Short)
+		for _, want := range []string{"user=0", "net=1", "mount=1"} {
+			if log := ns.Log(t, name, "main"); !strings.Contains(log, want) {
+				t.Errorf("on %s: %s; want %s", node, log, want)
+			}
+		}
+	}
+	for _, node := range c.Nodes {
+		const file = "/var/lib/kubelet/seccomp/" + api.LocalhostProfile
+		c.OnNode(t, node, "rm", file)
+		harness.Eventually(t, harness.Short, "profile is back on "+node, func(context.Context) error {
+			if out := c.OnNode(t, node, "sh", "-c", "cat "+file+" || true"); !strings.Contains(out, "userfaultfd") {
+				return fmt.Errorf("content %.40q", out)
+			}
+			return nil
+		})
+	}
+}
+
+// TestNodeFacts shows what stands on a Node, and that nothing is written when there is nothing new.
+func TestNodeFacts(t *testing.T) {
+	c := harness.Installed(t)
+	for _, name := range c.Nodes {
+		node := c.Node(t, name)
+		cpu, err := api.DecodeCPUFacts(node.Annotations[api.NodeCPU])
+		if err != nil {
+			t.Fatal(err)
+		}
+		numa, err := api.DecodeNUMAFacts(node.Annotations[api.NodeNUMA])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if boot := node.Status.NodeInfo.BootID; cpu.Boot != boot || numa.Boot != boot || !slices.IsSorted(cpu.Models) || len(cpu.Models) == 0 {
+			t.Errorf("%s: boot %s, facts of %s and %s, models %v", name, boot, cpu.Boot, numa.Boot, cpu.Models)
+		}
+		kvm := node.Status.Allocatable[corev1.ResourceName(api.ResourceKVM)]
+		if usable := cpu.Accelerator == api.AcceleratorKVM; usable != (kvm.Value() > 0) || !usable && len(cpu.Problems) == 0 {
+			t.Errorf("%s: accelerator %s, kvm %s, problems %q", name, cpu.Accelerator, &kvm, cpu.Problems)
+		}
+		labels := map[string]string{}
+		for key, value := range node.Labels {
+			if strings.HasPrefix(key, api.Prefix) {
+				labels[key] = value
+			}
+		}
+		want := map[string]string{
+			api.NodeLabelSchedulable: "true", api.NodeLabelAccelerator: string(cpu.Accelerator),
+			api.NodeLabelCPUVendor: cpu.Vendor, api.NodeLabelCPUModel: cpu.Model,
+		}
+		if !maps.Equal(labels, want) {
+			t.Errorf("%s: labels %v; want exactly %v", name, labels, want)
+		}
+	}
+	written := lastWrites(t, c)
+	<-time.After(20 * time.Second) // ten looks of the launcher
+	if now := lastWrites(t, c); !maps.Equal(written, now) {
+		t.Errorf("facts were written at %v and at %v, although nothing happened", written, now)
+	}
+}
+
+// lastWrites returns when the device plugin wrote each Node last.
+func lastWrites(t *testing.T, c *harness.Cluster) map[string]string {
+	t.Helper()
+	times := map[string]string{}
+	for _, name := range c.Nodes {
+		for _, entry := range c.Node(t, name).ManagedFields {
+			if entry.Manager == devicePlugin {
+				times[name] = entry.Time.String()
+			}
+		}
+	}
+	if len(times) != len(c.Nodes) {
+		t.Fatalf("field manager %s is on %v", devicePlugin, times)
+	}
+	return times
+}
+
+// allocatableWatch remembers the lowest number of units of a resource that a Node ever showed.
+type allocatableWatch struct {
+	mu     sync.Mutex
+	lowest map[string]int64
+}
+
+func watchAllocatable(t *testing.T, c *harness.Cluster, node string, resources ...corev1.ResourceName) *allocatableWatch {
+	t.Helper()
+	w := &allocatableWatch{lowest: map[string]int64{}}
+	watch, err := c.Client.CoreV1().Nodes().Watch(t.Context(), metav1.ListOptions{
+		FieldSelector: fields.OneTermEqualSelector(metav1.ObjectNameField, node).String(),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(watch.Stop)
+	go func() {
+		for event := range watch.ResultChan() {
+			if n, ok := event.Object.(*corev1.Node); ok {
+				w.see(n, resources)
+			}
+		}
+	}()
+	return w
+}
+
+func (w *allocatableWatch) see(node *corev1.Node, resources []corev1.ResourceName) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, name := range resources {
+		q := node.Status.Allocatable[name]
+		if lowest, seen := w.lowest[string(name)]; !seen || q.Value() < lowest {
+			w.lowest[string(name)] = q.Value()
+		}
+	}
+}
+
+// never fails the test if fewer units than wanted were ever seen.
+func (w *allocatableWatch) never(t *testing.T, below int64) {
+	t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for name, lowest := range w.lowest {
+		if lowest < below {
+			t.Errorf("allocatable %s was %d; want never less than %d", name, lowest, below)
+		}
+	}
+	if len(w.lowest) == 0 {
+		t.Error("the watch saw nothing")
+	}
+}
+
+// TestKubeletRestarts kills the kubelet again and again: no container is restarted, units are handed out again at once,
+// and the Pods keep what they hold.
+func TestKubeletRestarts(t *testing.T) {
+	c := harness.Installed(t)
+	c.RequireImage(t, "tools")
+	ns := c.Namespace(t, harness.Restricted)
+	node := c.Nodes[1]
+	ns.Apply(t, holder("old", node, api.LauncherUID))
+	old := ns.WaitPod(t, "old", harness.Medium, harness.Running)
+	for round := range 3 {
+		if killed := killOn(t, c, node, "kubelet-*"); killed != 1 {
+			t.Fatalf("%d kubelets killed", killed)
+		}
+		name := fmt.Sprintf("new-%d", round)
+		ns.Apply(t, holder(name, node, api.LauncherUID))
+		ns.WaitPod(t, name, harness.Medium, harness.Running)
+	}
+	now := ns.WaitPod(t, "old", harness.Short, harness.Running)
+	for i, status := range now.Status.ContainerStatuses {
+		if status.ContainerID != old.Status.ContainerStatuses[i].ContainerID {
+			t.Errorf("container %s was replaced", status.Name)
+		}
+	}
+	harness.Eventually(t, harness.Short, "units are offered", func(context.Context) error { return offered(c.Node(t, node)) })
+}
+
+// TestDevicePluginUpgrade replaces every Pod of the DaemonSet while the Node is watched: the number of units never changes.
+func TestDevicePluginUpgrade(t *testing.T) {
+	c := harness.Installed(t)
+	node := c.Nodes[0]
+	harness.Eventually(t, harness.Short, "units are offered", func(context.Context) error { return offered(c.Node(t, node)) })
+	watch := watchAllocatable(t, c, node, api.ResourceMemlock, api.ResourceUserfaultfd)
+	sets := c.Client.AppsV1().DaemonSets(api.SystemNamespace)
+	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"template": map[string]any{"metadata": map[string]any{
+		"annotations": map[string]string{"podvirt-test/restarted": time.Now().Format(time.RFC3339Nano)},
+	}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := sets.Patch(t.Context(), devicePlugin, types.MergePatchType, patch, metav1.PatchOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	harness.Eventually(t, harness.Medium, "every Pod replaced", func(ctx context.Context) error {
+		now, err := sets.Get(ctx, devicePlugin, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		if s := now.Status; s.ObservedGeneration < set.Generation || s.UpdatedNumberScheduled != s.DesiredNumberScheduled || s.NumberUnavailable > 0 {
+			return fmt.Errorf("status %+v", s)
+		}
+		return nil
+	})
+	<-time.After(12 * time.Second) // one status period of the kubelet
+	watch.never(t, 1000)
+	for _, name := range c.Nodes {
+		out := c.OnNode(t, name, "sh", "-c", "ls /var/lib/kubelet/plugins_registry | grep -c ^podvirt-")
+		if strings.TrimSpace(out) != "7" { // one per resource, none of the former Pod
+			t.Errorf("sockets on %s: %s; want 7", name, out)
+		}
+	}
+}
+
+// TestSocketsRemoved removes the plugin's sockets by hand: units are handed out again.
+func TestSocketsRemoved(t *testing.T) {
+	c := harness.Installed(t)
+	c.RequireImage(t, "tools")
+	ns := c.Namespace(t, harness.Restricted)
+	node := c.Nodes[0]
+	const list = "cd /var/lib/kubelet/plugins_registry && ls podvirt-* | sort"
+	before := c.OnNode(t, node, "sh", "-c", list)
+	c.OnNode(t, node, "sh", "-c", "rm /var/lib/kubelet/plugins_registry/podvirt-*")
+	harness.Eventually(t, harness.Short, "sockets are back", func(context.Context) error {
+		if now := c.OnNode(t, node, "sh", "-c", list+" || true"); now != before {
+			return fmt.Errorf("%q", now)
+		}
+		return nil
+	})
+	harness.Eventually(t, harness.Short, "units are offered", func(context.Context) error { return offered(c.Node(t, node)) })
+	ns.Apply(t, holder("after", node, api.LauncherUID))
+	ns.WaitPod(t, "after", harness.Medium, harness.Running)
+}
+
+// offered says whether a Node offers what it always can.
+func offered(node *corev1.Node) error {
+	for _, name := range []corev1.ResourceName{api.ResourceMemlock, api.ResourceUserfaultfd} {
+		if q := node.Status.Allocatable[name]; q.Value() != 1000 {
+			return fmt.Errorf("allocatable %s is %s", name, &q)
+		}
+	}
+	return nil
+}
+
+// killOn kills the programs of one node whose file name matches a pattern of the shell.
+func killOn(t *testing.T, c *harness.Cluster, node, pattern string) int {
+	t.Helper()
+	out := c.OnNode(t, node, "sh", "-c",
+		`for p in /proc/[0-9]*; do case "$(readlink $p/exe)" in */`+pattern+`) kill -9 ${p#/proc/} && echo killed;; esac; done; true`)
+	return strings.Count(out, "killed")
+}
