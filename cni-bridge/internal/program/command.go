@@ -35,6 +35,7 @@ type command struct {
 
 	method, salt             string
 	once, check, force, stay bool
+	isolated                 bool
 	verbosity                int
 }
 
@@ -84,6 +85,11 @@ func (c *command) parse(args []string) error {
 		c.flags.StringVar(&c.salt, "mac-salt", "", "salt of derived MACs instead of the UID of Namespace kube-system")
 		c.flags.BoolVar(&c.once, "once", false, "install, and end")
 		c.flags.BoolVar(&c.check, "check", false, "change nothing; fail unless installed")
+	case "selftest":
+		c.flags.BoolVar(&c.isolated, selftest.IsolatedFlag, false, "the test itself, in a mount namespace that ends with it")
+		if err := c.flags.MarkHidden(selftest.IsolatedFlag); err != nil {
+			return err
+		}
 	case "uninstall":
 		c.flags.BoolVar(&c.force, "force", false, "also while VM Pods run; they go on running")
 		c.flags.BoolVar(&c.stay, "stay", false, "wait for the end signal afterwards, as the container of a DaemonSet must")
@@ -143,8 +149,15 @@ func (c *command) uninstall(ctx context.Context) error {
 	return err
 }
 
-func (c *command) selftest(context.Context) error {
-	if err := selftest.Run(); err != nil {
+func (c *command) selftest(ctx context.Context) error {
+	if c.isolated {
+		return selftest.Isolated()
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("finding our own program: %w", err)
+	}
+	if err := selftest.Run(ctx, self, c.std.Err); err != nil {
 		return err
 	}
 	fmt.Fprintln(c.std.Out, "this node can give VMs a network")

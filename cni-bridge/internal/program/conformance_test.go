@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -125,6 +126,18 @@ func TestConformance(t *testing.T) {
 				t.Errorf("namespace (-before,+after)\n%s", diff)
 			}
 		})
+	}
+}
+
+// TestSelftest runs it with /proc/sys as a container without privilege has it.
+func TestSelftest(t *testing.T) {
+	require.Root(t)
+	plugin := binary(t)
+	cmd := exec.CommandContext(t.Context(), "/bin/sh", "-c",
+		"mount --make-rprivate / && mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "+plugin+" selftest")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
+	if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "this node can give VMs a network") {
+		t.Errorf("selftest: %v\n%s", err, out)
 	}
 }
 

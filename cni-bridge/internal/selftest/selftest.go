@@ -4,12 +4,16 @@ package selftest
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
+	"os/exec"
 	"runtime"
+	"syscall"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"golang.org/x/sys/unix"
@@ -20,8 +24,26 @@ import (
 	"podvirt.dev/internal/nl"
 )
 
-// Run returns nil when the node can give VMs a network, else what cannot be done.
-func Run() (err error) {
+// IsolatedFlag makes the command the part of itself that runs among mounts of its own.
+const IsolatedFlag = "isolated"
+
+// Run returns nil when the node can give VMs a network, else what cannot be done. It starts this program again with
+// [IsolatedFlag], since mounts can be changed for a whole process only, not for threads that Go made before.
+func Run(ctx context.Context, program string, output io.Writer) error {
+	child := exec.CommandContext(ctx, program, "selftest", "--"+IsolatedFlag)
+	child.Stdout, child.Stderr = output, output
+	child.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWNS}
+	if err := child.Run(); err != nil {
+		return fmt.Errorf("this node cannot give VMs a network: %w", err)
+	}
+	return nil
+}
+
+// Isolated is Run's other half.
+func Isolated() (err error) {
+	if err := writableSysctls(); err != nil {
+		return err
+	}
 	stateDir, err := os.MkdirTemp("", "podvirt-selftest-")
 	if err != nil {
 		return fmt.Errorf("selftest: %w", err)
@@ -29,20 +51,17 @@ func Run() (err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(stateDir)) }()
 	result := make(chan error, 1)
 	go func() {
-		// The thread is not unlocked: Go ends it with the goroutine, and the namespaces with it.
+		// The thread is not unlocked: Go ends it with the goroutine, and the namespace with it.
 		runtime.LockOSThread()
-		result <- isolated(stateDir)
+		result <- attach(stateDir)
 	}()
 	return <-result
 }
 
-// isolated runs on a thread of its own, which it takes away from the node's network.
-func isolated(stateDir string) error {
-	if err := unix.Unshare(unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
+// attach runs on a thread of its own, which it takes away from the node's network.
+func attach(stateDir string) error {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("making a scratch namespace: %w", err)
-	}
-	if err := writableSysctls(); err != nil {
-		return err
 	}
 	if err := scratchPod(); err != nil {
 		return err
@@ -67,7 +86,7 @@ func isolated(stateDir string) error {
 	return nil
 }
 
-// writableSysctls gives the thread a /proc of its own: that of a container without privilege is read-only below sys.
+// writableSysctls gives the process a /proc of its own: that of a container without privilege is read-only below sys.
 func writableSysctls() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("making mounts private: %w", err)
