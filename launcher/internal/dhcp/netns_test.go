@@ -24,14 +24,24 @@ import (
 	"podvirt.dev/internal/require"
 )
 
-// helperEnv makes the test binary the server of the service tap it names: it runs as another user without capabilities.
+// helperEnv makes TestServer the server of the service tap it names, in a process that is another user without
+// capabilities.
 const helperEnv = "PODVIRT_TEST_DHCP_TAP"
 
-func TestMain(m *testing.M) {
-	if tap := os.Getenv(helperEnv); tap != "" {
-		os.Exit(serveTap(tap))
+func TestServer(t *testing.T) {
+	name := os.Getenv(helperEnv)
+	if name == "" {
+		return // only the process of another test serves
 	}
-	os.Exit(m.Run())
+	ctx, stop := signal.NotifyContext(t.Context(), syscall.SIGTERM)
+	defer stop()
+	must(t, becomeLauncher())
+	link, err := nl.OpenTap(name, 0)
+	must(t, err)
+	server, err := New(masquerade(), link)
+	must(t, err)
+	fmt.Fprintln(os.Stdout, "ready")
+	must(t, server.Run(ctx))
 }
 
 // becomeLauncher leaves the process as container vm is: a device node that everybody may open, as the device plugin
@@ -46,28 +56,6 @@ func becomeLauncher() error {
 		unix.Mount(node, tun, "", unix.MS_BIND, ""),
 		syscall.Setgroups(nil), syscall.Setgid(107), syscall.Setuid(107),
 	)
-}
-
-func serveTap(name string) int {
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-	defer stop()
-	err := becomeLauncher()
-	var link *os.File
-	if err == nil {
-		link, err = nl.OpenTap(name, 0)
-	}
-	if err == nil {
-		var server *Server
-		if server, err = New(masquerade(), link); err == nil {
-			fmt.Println("ready")
-			err = server.Run(ctx)
-		}
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return 0
 }
 
 // network is a Pod's namespace with tap0 and svc0 and a guest's namespace with eth0; frames between tap0 and the
@@ -185,7 +173,7 @@ func carry(from, to *os.File) {
 func (n network) serve(t *testing.T) {
 	t.Helper()
 	n.enter(t, n.pod)
-	cmd := exec.Command("/proc/self/exe")
+	cmd := exec.Command("/proc/self/exe", "-test.run=^TestServer$")
 	cmd.Env = append(os.Environ(), helperEnv+"=svc0")
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}

@@ -105,8 +105,8 @@ func missing(wanted Wanted) *Error {
 
 // read makes a NIC of a link; false where the link is not one of ours.
 func read(ns Namespace, link nl.Link, uid int) (NIC, bool, error) {
-	index, err := strconv.Atoi(strings.TrimPrefix(link.Name, "tap"))
-	if err != nil || link.Name != nicalias.TapName(index) {
+	index, ok := indexOf(link.Name)
+	if !ok {
 		return NIC{}, false, nil
 	}
 	alias, err := nicalias.Decode(link.Alias)
@@ -138,6 +138,12 @@ func read(ns Namespace, link nl.Link, uid int) (NIC, bool, error) {
 		}
 	}
 	return nic, true, nil
+}
+
+// indexOf returns the index of the NIC whose tap has this name.
+func indexOf(tap string) (int, bool) {
+	index, err := strconv.Atoi(strings.TrimPrefix(tap, "tap"))
+	return index, err == nil && tap == nicalias.TapName(index)
 }
 
 // checkOwner refuses a tap that the kernel would not let this user open. A tap without owner is for everybody who has

@@ -30,7 +30,7 @@ func TestParse(t *testing.T) {
 		{"state", "state running", Request{Kind: State, State: api.StateRunning}, ""},
 		{"nothing", "", Request{}, "agent, exec -- CMD"},
 		{"unknown kind", "agnet", Request{}, "probe agnet"},
-		{"unknown state", "state runing", Request{}, "not one of starting, running"},
+		{"unknown state", "state up", Request{}, "not one of starting, running"},
 		{"exec without command", "exec", Request{}, "probe exec"},
 		{"fs without mount", "fs", Request{}, "probe fs"},
 		{"bad share", "fs / --min-free 120%", Request{}, "example: 5%"},

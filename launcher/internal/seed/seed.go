@@ -52,11 +52,10 @@ type Seed struct {
 
 // Build reads /vm/cloud-init and /vm/ssh-keys of the container whose root directory is fsys.
 func Build(fsys fs.FS, input Input) (Seed, error) {
-	given, err := readFiles(fsys)
-	if err != nil {
+	b := builder{files: make(map[string][]byte)}
+	if err := b.readFiles(fsys); err != nil {
 		return Seed{}, err
 	}
-	b := builder{files: given.files, warnings: given.warnings}
 	keys := b.readKeys(fsys, input.SSHUsers)
 	b.metaData(input, keys)
 	b.userData(keys)
@@ -100,19 +99,13 @@ func (b *builder) seed() Seed {
 	return s
 }
 
-type given struct {
-	files    map[string][]byte
-	warnings []string
-}
-
 // readFiles reads /vm/cloud-init; a directory that is not there is empty. Names that cloud-init does not know are
 // reported: a Secret with a key userdata would otherwise be ignored without a word.
-func readFiles(fsys fs.FS) (given, error) {
-	g := given{files: make(map[string][]byte)}
+func (b *builder) readFiles(fsys fs.FS) error {
 	dir := strings.TrimPrefix(api.PathCloudInit, "/")
 	entries, err := fs.ReadDir(fsys, dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return given{}, fmt.Errorf("%s: %w", api.PathCloudInit, err)
+		return fmt.Errorf("%s: %w", api.PathCloudInit, err)
 	}
 	total := 0
 	for _, entry := range entries {
@@ -121,18 +114,17 @@ func readFiles(fsys fs.FS) (given, error) {
 			continue
 		}
 		if !slices.Contains([]string{UserData, MetaData, NetworkConfig, VendorData}, name) {
-			g.warnings = append(g.warnings, fmt.Sprintf("%s/%s: not one of user-data, meta-data, network-config, vendor-data; ignored",
-				api.PathCloudInit, name))
+			b.warn(api.PathCloudInit+"/"+name, "not one of user-data, meta-data, network-config, vendor-data; ignored")
 			continue
 		}
 		content, err := readBounded(fsys, path.Join(dir, name), MaxSize-total)
 		if err != nil {
-			return given{}, fmt.Errorf("%s: %w", api.PathCloudInit, err)
+			return fmt.Errorf("%s: %w", api.PathCloudInit, err)
 		}
 		total += len(content)
-		g.files[name] = content
+		b.files[name] = content
 	}
-	return g, nil
+	return nil
 }
 
 func readBounded(fsys fs.FS, name string, most int) ([]byte, error) {
