@@ -42,6 +42,7 @@ type Observer interface {
 
 // Settings is what publishing takes from podvirt-config.
 type Settings struct {
+	Known       bool          // false: podvirt-config was not seen yet, and nothing is written
 	Emulation   bool          // VMs may run without KVM
 	MinInterval time.Duration // shortest time between two writes
 }
@@ -92,7 +93,7 @@ func (p *Publisher) Run(ctx context.Context) {
 // step writes once if the Node is not as it should be, and returns after which time to look again, which is never
 // unless something waits to be written.
 func (p *Publisher) step(ctx context.Context, view node.View, snapshot Snapshot, settings Settings) time.Duration {
-	if view.UID == "" || p.skipped(ctx, view) {
+	if view.UID == "" || !settings.Known || p.skipped(ctx, view) {
 		return never
 	}
 	p.complain(ctx, view, snapshot)

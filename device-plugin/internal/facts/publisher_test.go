@@ -89,7 +89,7 @@ func publish(t *testing.T, view node.View, act func(f *fakeNode, snapshot *lates
 		snapshot := latest.New(Snapshot{})
 		p := NewPublisher(Options{
 			Writer: f, Observer: f, Boot: thisBoot, View: f.view, Snapshot: snapshot,
-			Settings: latest.New(Settings{MinInterval: 5 * time.Second}),
+			Settings: latest.New(Settings{Known: true, MinInterval: 5 * time.Second}),
 		})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})

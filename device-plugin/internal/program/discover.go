@@ -20,6 +20,8 @@ import (
 const (
 	// rescanInterval is how often the node is looked at without a notice; a sysctl gives none.
 	rescanInterval = 30 * time.Second
+	// configTimeout is how long the first offer waits for podvirt-config.
+	configTimeout = 5 * time.Second
 	// settleTime gathers the events of one change, such as a module that makes several files.
 	settleTime = 50 * time.Millisecond
 )
@@ -36,6 +38,7 @@ func (p *plugin) discover(ctx context.Context) error {
 	rescan := time.NewTicker(rescanInterval)
 	defer rescan.Stop()
 	host := host(p.hostPaths)
+	p.awaitConfig(ctx)
 	for ctx.Err() == nil {
 		config, configChanged := p.config.Get()
 		view, viewChanged := p.view.Get()
@@ -62,6 +65,27 @@ func (p *plugin) discover(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// awaitConfig gives the API server a moment, so that a restart does not offer the default capacity in between. Without
+// it the devices are offered all the same.
+func (p *plugin) awaitConfig(ctx context.Context) {
+	timer := time.NewTimer(configTimeout)
+	defer timer.Stop()
+	for {
+		c, changed := p.config.Get()
+		if c.Facts.Known {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		case <-timer.C:
+			klog.FromContext(ctx).Info("podvirt-config was not seen yet, the defaults are in force", "waited", configTimeout.String())
+			return
+		}
+	}
 }
 
 // watchHost tells that files came or went in the directories that discovery reads, until ctx ends.

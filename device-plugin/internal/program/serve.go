@@ -37,7 +37,7 @@ type plugin struct {
 	metrics *status.Metrics
 	client  *node.Client
 
-	config   *latest.Value[config.Config]
+	config   *latest.Value[config.Config]  // Facts.Known tells whether it is more than the defaults
 	settings *latest.Value[facts.Settings] // the part of config that publishing needs
 	view     *latest.Value[node.View]
 	snapshot *latest.Value[facts.Snapshot]
@@ -157,8 +157,11 @@ func (p *plugin) configure(ctx context.Context) func(map[string]string) {
 		p.metrics.Config(len(mistakes))
 		if err := mistakes.Err(); err != nil {
 			klog.FromContext(ctx).Error(err, "Invalid podvirt-config, the last valid one stays in force")
-			return
+			if c, _ = p.config.Get(); c.Facts.Known {
+				return
+			} // there was none yet: the defaults are in force
 		}
+		c.Facts.Known = true
 		p.config.Set(c)
 		p.settings.Set(c.Facts)
 	}
