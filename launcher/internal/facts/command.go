@@ -92,7 +92,7 @@ func parse(args []string, usage io.Writer) (options, error) {
 	flags := pflag.NewFlagSet("launcher node-facts", pflag.ContinueOnError)
 	flags.SetOutput(usage)
 	flags.StringVar(&o.virtType, "virt-type", "", "try only this accelerator: kvm or tcg (default: kvm, then tcg)")
-	flags.DurationVar(&o.timeout, "timeout", 30*time.Second, "give up after this time")
+	flags.DurationVar(&o.timeout, "timeout", 30*time.Second, "give up the probe guests after this time")
 	flags.StringVar(&o.only, "only", "", "take only these facts: cpu or numa")
 	flags.StringVarP(&o.output, "output", "o", "json", "json (one line per object) or text")
 	flags.BoolVar(&o.watch, "watch", false, "keep the files in the directory of --out up to date")

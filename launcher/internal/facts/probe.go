@@ -29,15 +29,17 @@ const (
 	allStages = "RPLCIT"
 	// probeExit is QEMU's exit status when the guest wrote 0x10 to isa-debug-exit.
 	probeExit = 0x10<<1 | 1
-	// Patience is how long the probe guest may take (scheduling.md SC-004); it needs 100 ms where all is well.
+	// Patience is how long the probe guest may take under KVM (scheduling.md SC-004); it needs 100 ms where all is well.
 	Patience = 10 * time.Second
+	// patienceTCG is longer: a node without KVM that is busy must not be taken for one that runs nothing.
+	patienceTCG = 30 * time.Second
 )
 
 // Prober finds out whether an accelerator really runs a guest.
 type Prober struct {
 	QEMU     string        // path of the emulator
 	Dir      string        // where a file of 64 KiB may be written
-	Patience time.Duration // for one guest; 0: [Patience]
+	Patience time.Duration // for one guest; 0: [Patience], and more under emulation
 	Root     sysfs.FS      // the root directory with sys and proc
 	KVM      string        // the device; "": /dev/kvm
 }
@@ -115,10 +117,7 @@ func (p Prober) run(ctx context.Context, accelerator, cpu string) error {
 		return err
 	}
 	defer os.Remove(firmware)
-	patience := p.Patience
-	if patience == 0 {
-		patience = Patience
-	}
+	patience := p.patience(accelerator)
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, p.QEMU, "-accel", accelerator, "-cpu", cpu, "-machine", "pc", "-m", "1", "-nodefaults",
@@ -144,6 +143,16 @@ func (p Prober) run(ctx context.Context, accelerator, cpu string) error {
 	default:
 		return fmt.Errorf("%w: it ended before the guest", errAborted)
 	}
+}
+
+func (p Prober) patience(accelerator string) time.Duration {
+	switch {
+	case p.Patience != 0:
+		return p.Patience
+	case accelerator == string(api.AcceleratorTCG):
+		return patienceTCG
+	}
+	return Patience
 }
 
 // writeFirmware writes the probe guest as a firmware image with a reset vector that jumps to its beginning.

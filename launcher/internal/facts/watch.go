@@ -39,7 +39,7 @@ type Watcher struct {
 	// Take takes the facts of the CPU. A process of its own does it best: libvirt never quite leaves one that opened it.
 	Take    func(ctx context.Context) (api.CPUFacts, error)
 	Dir     string
-	Timeout time.Duration // for the facts of the CPU
+	Timeout time.Duration // for the probe guests
 	CPU     bool          // keep cpu.json
 	NUMA    bool          // keep numa.json
 }
@@ -134,7 +134,10 @@ func (s *watchState) lookNUMA() error {
 }
 
 // retryPause is how long a node without accelerator waits before it is tried again: somebody may load a module.
-const retryPause = 5 * time.Minute
+const retryPause = time.Minute
+
+// slack is what libvirt may take beyond the probe guests: on a busy node it asks QEMU for most of a minute.
+const slack = 2 * time.Minute
 
 func (s *watchState) lookCPU(ctx context.Context) error {
 	wanted, err := s.cacheKey()
@@ -145,7 +148,7 @@ func (s *watchState) lookCPU(ctx context.Context) error {
 	if !asked && wanted == s.key || !asked && time.Now().Before(s.hold) {
 		return nil
 	}
-	limited, cancel := context.WithTimeout(ctx, s.Timeout)
+	limited, cancel := context.WithTimeout(ctx, s.Timeout+slack)
 	defer cancel()
 	facts, err := s.Take(limited)
 	if err != nil || ctx.Err() != nil { // a shutdown must not look like a node without accelerator
