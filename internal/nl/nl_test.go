@@ -124,16 +124,20 @@ func TestSettingsAddressesAndRoutes(t *testing.T) {
 		if linkLocal, ok := got["fe80::7/64"]; !ok || !linkLocal || got["192.0.2.1/24"] || len(got) < 3 {
 			t.Errorf("addresses %v", got)
 		}
-		routes, err := h.Routes()
-		must(t, err)
-		found := false
-		for _, r := range routes {
-			found = found || r.Destination.Bits() == 0 && r.Gateway == netip.MustParseAddr("192.0.2.9") && r.Link == link.Index
-		}
-		if !found {
-			t.Errorf("routes %+v; want the default route", routes)
-		}
+		wantDefaultRoute(t, h, link.Index, "192.0.2.9")
 	})
+}
+
+func wantDefaultRoute(t *testing.T, h *nl.Handle, link int, gateway string) {
+	t.Helper()
+	routes, err := h.Routes()
+	must(t, err)
+	for _, r := range routes {
+		if r.Destination.Bits() == 0 && r.Gateway == netip.MustParseAddr(gateway) && r.Link == link {
+			return
+		}
+	}
+	t.Errorf("routes %+v; want the default route by %s", routes, gateway)
 }
 
 func TestWhatIsNotThere(t *testing.T) {

@@ -77,8 +77,11 @@ func askUID(response *http.Response, err error) (uid string, _ error) {
 			UID string `json:"uid"`
 		} `json:"metadata"`
 	}
-	if err := json.Unmarshal(body, &namespace); err != nil || namespace.Metadata.UID == "" {
-		return "", fmt.Errorf("Namespace kube-system has no UID: %w", err)
+	if err := json.Unmarshal(body, &namespace); err != nil {
+		return "", fmt.Errorf("asking the API server for Namespace kube-system: %w", err)
+	}
+	if namespace.Metadata.UID == "" {
+		return "", errors.New("asking the API server for Namespace kube-system: it has no UID")
 	}
 	return namespace.Metadata.UID, nil
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -24,10 +23,9 @@ func TestDefaults(t *testing.T) {
 		t.Errorf("config %+v", c)
 	}
 	p := c.Pod
-	if p.Owner != (api.Owner{UID: 107, GID: 107}) || p.DefaultBinding != api.BindingMasquerade || p.SecondaryBinding != api.BindingWire ||
-		p.V4CIDR != netip.MustParsePrefix("10.0.2.0/24") || p.V6CIDR != netip.MustParsePrefix("fd10:0:2::/120") ||
-		p.GatewayMAC.String() != "02:00:00:00:00:00" || p.PortBase() != 49152 || p.MaxNICs != 32 {
-		t.Errorf("mode pod %+v", p)
+	got := fmt.Sprintln(p.Owner, p.DefaultBinding, p.SecondaryBinding, p.V4CIDR, p.V6CIDR, p.GatewayMAC, p.PortBase(), p.MaxNICs)
+	if want := "{107 107} masquerade wire 10.0.2.0/24 fd10:0:2::/120 02:00:00:00:00:00 49152 32\n"; got != want {
+		t.Errorf("mode pod\n%s\nwant\n%s", got, want)
 	}
 	for _, b := range p.AllowedBindings {
 		if b == api.BindingPasst {

@@ -83,35 +83,43 @@ func (p Plugin) check(conf netconf.Config, args *skel.CmdArgs, err error) error 
 	if err != nil {
 		return err
 	}
-	result, err := previous(conf)
+	differences, err := resultDifferences(conf, entry)
 	if err != nil {
 		return err
-	}
-	var differences []string
-	listed := make(map[string]bool)
-	for _, itf := range result.Interfaces {
-		listed[itf.Name] = true
-	}
-	for _, nic := range entry.NICs {
-		if !listed[nic.Tap] {
-			differences = append(differences, "prevResult lacks "+nic.Tap)
-		}
 	}
 	err = inside(args.Netns, func(h *nl.Handle) error {
 		lines, err := bind.Differences(h, entry)
 		differences = append(differences, lines...)
 		return err
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
-	}
-	if len(differences) == 0 {
+	case len(differences) == 0:
 		return nil
+	case len(differences) == 1:
+		return fault.New(fault.Tap, "changed since ADD: %s", differences[0])
 	}
-	failure := fault.New(fault.Tap, "changed since ADD: %s", differences[0])
-	if len(differences) > 1 {
-		failure = fault.New(fault.Tap, "changed since ADD in %d places", len(differences))
-		failure.Details = strings.Join(differences, "\n")
-	}
+	failure := fault.New(fault.Tap, "changed since ADD in %d places", len(differences))
+	failure.Details = strings.Join(differences, "\n")
 	return failure
+}
+
+// resultDifferences says which taps the result of ADD, as the runtime kept it, lacks.
+func resultDifferences(conf netconf.Config, entry journal.Entry) ([]string, error) {
+	result, err := previous(conf)
+	if err != nil {
+		return nil, err
+	}
+	listed := make(map[string]bool)
+	for _, itf := range result.Interfaces {
+		listed[itf.Name] = true
+	}
+	var differences []string
+	for _, nic := range entry.NICs {
+		if !listed[nic.Tap] {
+			differences = append(differences, "prevResult lacks "+nic.Tap)
+		}
+	}
+	return differences, nil
 }

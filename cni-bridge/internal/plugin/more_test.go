@@ -49,7 +49,7 @@ func TestPodWithItsOwnUsers(t *testing.T) {
 
 // TestManyAttachmentsLeaveNothing repeats ADD and DEL and compares what the process and the node hold.
 func TestManyAttachmentsLeaveNothing(t *testing.T) {
-	const rounds = 150
+	const rounds = 50
 	a := newAttachment(t, world.Options{}, vmPod("ports=22+80-90"))
 	var adds, dels []time.Duration
 	before, files := world.Snapshot(t, a.Pod), 0

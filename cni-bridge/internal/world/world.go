@@ -164,12 +164,12 @@ func (w *World) Boot(t testing.TB) nicalias.NIC {
 			}
 		}
 		for _, gateway := range gateways {
-			any := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+			everything := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 			if gateway.Prefix.Addr().Is6() {
-				any = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+				everything = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 			}
 			if gateway.LinkLocal == gateway.Prefix.Addr().Is6() { // IPv6 by the link-local router, as RA says
-				must(t, h.AddRoute(nl.Route{Link: link.Index, Destination: any, Gateway: gateway.Prefix.Addr()}))
+				must(t, h.AddRoute(nl.Route{Link: link.Index, Destination: everything, Gateway: gateway.Prefix.Addr()}))
 			}
 		}
 	})
