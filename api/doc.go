@@ -13,7 +13,6 @@
 //
 // The package imports no client and no API type, so that small programs stay small; package
 // podvirt.dev/api/podspec turns a corev1.Pod into a [Pod].
-
 package api
 
 //go:generate go run ./internal/generate

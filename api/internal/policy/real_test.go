@@ -1,0 +1,213 @@
+package policy
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	admissionv1 "k8s.io/api/admissionregistration/v1"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/wait"
+	"k8s.io/client-go/kubernetes"
+
+	"podvirt.dev/api"
+	"podvirt.dev/internal/apitest"
+)
+
+// inForce is how long a new policy may take until the API server applies it.
+const inForce = 30 * time.Second
+
+// TestRealServer installs all policies on a real API server, and nothing else: short Pods are completed, in a namespace
+// that enforces "restricted"; wrong ones are refused at apply and with --dry-run=server, Pods and templates alike;
+// Pods that are no VMs are untouched; podvirt-config is judged (VM-003, VM-004, VM-005, VM-010).
+func TestRealServer(t *testing.T) {
+	server := apitest.Start(t)
+	client := server.Client
+	server.Make(t, api.SystemNamespace, "default")
+	makeNamespace(t, client)
+	server.Make(t, "shop", "default")
+	install(t, client)
+	awaitJudge(t, client)
+	config := settings(map[string]string{"launcher.image": "registry.example/podvirt/launcher:v1.0.0", "emulation": "allow"})
+	if _, err := client.CoreV1().ConfigMaps(api.SystemNamespace).Create(t.Context(), config, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	awaitPolicies(t, client)
+
+	dryRun := metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}
+	pods := client.CoreV1().Pods("shop")
+	t.Run("short", func(t *testing.T) {
+		pod := readPod(t, "testdata/short.yaml")
+		got, err := pods.Create(t.Context(), pod, dryRun)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := readPod(t, "testdata/short-completed.yaml")
+		if diff := cmp.Diff(want.Annotations, got.Annotations); diff != "" {
+			t.Errorf("annotations (-want,+got):\n%s", diff)
+		}
+		if diff := cmp.Diff(essence(want), essence(got)); diff != "" {
+			t.Errorf("completed Pod (-want,+got):\n%s", diff)
+		}
+	})
+	t.Run("complete", func(t *testing.T) {
+		pod := readPod(t, "testdata/complete.yaml")
+		got, err := pods.Create(t.Context(), pod, dryRun)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(pod.Annotations, got.Annotations); diff != "" {
+			t.Errorf("annotations (-want,+got):\n%s", diff)
+		}
+		if diff := cmp.Diff(essence(pod), essence(got)); diff != "" {
+			t.Errorf("a complete Pod was changed (-want,+got):\n%s", diff)
+		}
+	})
+	t.Run("wrong", func(t *testing.T) {
+		pod := readPod(t, "testdata/short.yaml")
+		pod.Annotations[api.KeyFirmware], pod.Annotations[api.Prefix+"cpu-toplogy"] = "efi", "cores=2"
+		want := `podvirt.dev/cpu-toplogy: unknown annotation | podvirt.dev/firmware: "efi": not one of bios, uefi, none`
+		if _, err := pods.Create(t.Context(), pod, dryRun); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Pod: %v", err)
+		}
+		deployment := &appsv1.Deployment{
+			ObjectMeta: metav1.ObjectMeta{Name: "db1"},
+			Spec: appsv1.DeploymentSpec{
+				Selector: &metav1.LabelSelector{MatchLabels: pod.Labels}, Template: corev1.PodTemplateSpec{ObjectMeta: pod.ObjectMeta, Spec: pod.Spec},
+			},
+		}
+		deployment.Spec.Template.ObjectMeta = metav1.ObjectMeta{Labels: pod.Labels, Annotations: pod.Annotations}
+		if _, err := client.AppsV1().Deployments("shop").Create(t.Context(), deployment, dryRun); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Deployment: %v", err)
+		}
+	})
+	t.Run("no VM", func(t *testing.T) {
+		pod := readPod(t, "testdata/complete.yaml")
+		pod.Labels = nil
+		pod.Annotations = map[string]string{api.Prefix + "nonsense": "x"}
+		got, err := pods.Create(t.Context(), pod, dryRun)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(essence(pod), essence(got)); diff != "" {
+			t.Errorf("changed (-want,+got):\n%s", diff)
+		}
+	})
+	t.Run("configuration", func(t *testing.T) {
+		bad := config.DeepCopy()
+		bad.Data["emulation"], bad.Data["migration.bandwith"] = "yes", "1"
+		want := `data.emulation: "yes": not one of forbid, allow | data.migration.bandwith: unknown key`
+		_, err := client.CoreV1().ConfigMaps(api.SystemNamespace).Update(t.Context(), bad, metav1.UpdateOptions{})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v", err)
+		}
+	})
+	t.Run("emulation", func(t *testing.T) {
+		pod := readPod(t, "testdata/short-tcg.yaml")
+		pod.OwnerReferences = nil
+		pod.Spec.Containers = pod.Spec.Containers[1:]
+		pod.Spec.Containers[0].VolumeMounts, pod.Spec.Volumes = pod.Spec.Containers[0].VolumeMounts[:1], pod.Spec.Volumes[:1]
+		got, err := pods.Create(t.Context(), pod, dryRun)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got.Spec.AutomountServiceAccountToken == nil || *got.Spec.AutomountServiceAccountToken || len(got.Spec.Volumes) != 4 {
+			t.Errorf("the token of the service account is still there: %+v", got.Spec.Volumes)
+		}
+		if len(got.Spec.Containers[0].Resources.Limits) != 3 {
+			t.Errorf("limits %v", got.Spec.Containers[0].Resources.Limits)
+		}
+	})
+}
+
+// essence is a Pod's spec without what this server adds to every Pod.
+func essence(pod *corev1.Pod) corev1.PodSpec {
+	spec := *pod.Spec.DeepCopy()
+	setDefaults(&corev1.Pod{Spec: spec})
+	spec.RestartPolicy, spec.DNSPolicy, spec.ServiceAccountName, spec.DeprecatedServiceAccount = "", "", "", ""
+	spec.Tolerations, spec.Priority, spec.PreemptionPolicy = nil, nil, nil
+	for i := range spec.Containers {
+		c := &spec.Containers[i]
+		c.TerminationMessagePath, c.TerminationMessagePolicy = "", ""
+		if c.ReadinessProbe != nil {
+			c.ReadinessProbe = nil
+		}
+		for j := range c.VolumeMounts {
+			c.VolumeMounts[j].RecursiveReadOnly = nil
+		}
+	}
+	return spec
+}
+
+func makeNamespace(t *testing.T, client kubernetes.Interface) {
+	t.Helper()
+	_, err := client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+		Name: "shop", Labels: map[string]string{"pod-security.kubernetes.io/enforce": "restricted"},
+	}}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func install(t *testing.T, client kubernetes.Interface) {
+	t.Helper()
+	registration := client.AdmissionregistrationV1()
+	create := metav1.CreateOptions{FieldValidation: metav1.FieldValidationStrict}
+	for _, file := range Files() {
+		for _, object := range file.Objects {
+			var err error
+			switch o := object.(type) {
+			case *admissionv1.ValidatingAdmissionPolicy:
+				_, err = registration.ValidatingAdmissionPolicies().Create(t.Context(), o, create)
+			case *admissionv1.ValidatingAdmissionPolicyBinding:
+				_, err = registration.ValidatingAdmissionPolicyBindings().Create(t.Context(), o, create)
+			case *admissionv1.MutatingAdmissionPolicy:
+				_, err = registration.MutatingAdmissionPolicies().Create(t.Context(), o, create)
+			case *admissionv1.MutatingAdmissionPolicyBinding:
+				_, err = registration.MutatingAdmissionPolicyBindings().Create(t.Context(), o, create)
+			default:
+				err = fmt.Errorf("unexpected %T", object)
+			}
+			if err != nil {
+				t.Fatalf("%s: %v", file.Name, err)
+			}
+		}
+	}
+}
+
+// awaitJudge waits until a wrong podvirt-config is refused.
+func awaitJudge(t *testing.T, client kubernetes.Interface) {
+	t.Helper()
+	err := wait.PollUntilContextTimeout(t.Context(), 200*time.Millisecond, inForce, true, func(ctx context.Context) (bool, error) {
+		_, err := client.CoreV1().ConfigMaps(api.SystemNamespace).Create(ctx, settings(map[string]string{"nonsense": ""}),
+			metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		return err != nil && strings.Contains(err.Error(), "data.nonsense: unknown key"), nil
+	})
+	if err != nil {
+		t.Fatalf("podvirt-validate-config is not in force: %v", err)
+	}
+}
+
+// awaitPolicies waits until the policies are in force: a wrong Pod is refused and a short one completed.
+func awaitPolicies(t *testing.T, client kubernetes.Interface) {
+	t.Helper()
+	dryRun := metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}
+	var last string
+	err := wait.PollUntilContextTimeout(t.Context(), 200*time.Millisecond, inForce, true, func(context.Context) (bool, error) {
+		bad := readPod(t, "testdata/complete.yaml")
+		bad.Annotations[api.KeyFirmware] = "efi"
+		_, refused := client.CoreV1().Pods("shop").Create(t.Context(), bad, dryRun)
+		good, err := client.CoreV1().Pods("shop").Create(t.Context(), readPod(t, "testdata/short.yaml"), dryRun)
+		last = fmt.Sprint(refused, err)
+		return refused != nil && strings.Contains(refused.Error(), "podvirt-validate-vm") && err == nil && good.Spec.SchedulerName == api.SchedulerName &&
+			good.Spec.Containers[0].Image != api.AliasImage, nil
+	})
+	if err != nil {
+		t.Fatalf("the policies are not in force: %v; %s", err, last)
+	}
+}
