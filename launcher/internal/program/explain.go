@@ -38,6 +38,9 @@ func explain(vmName string) func(error) lifecycle.Outcome {
 		case errors.Is(err, podenv.ErrNoPodVolume):
 			return lifecycle.Outcome{Reason: api.ReasonBadConfig, Text: string(api.ReasonBadConfig) + ": " + err.Error()}
 		case errors.As(err, &network):
+			if network.Reason == api.ReasonBadConfig {
+				return lifecycle.Outcome{Reason: network.Reason, Text: string(network.Reason) + ": " + network.Text}
+			}
 			return lifecycle.Outcome{Reason: network.Reason, Text: network.Text}
 		case errors.As(err, &volume):
 			return lifecycle.Outcome{Reason: api.ReasonVolumeProblem, Text: oneLine(err.Error())}

@@ -82,13 +82,21 @@ func guestNICs(vm api.Machine, found []nics.NIC) []domain.NIC {
 	return list
 }
 
-// answer starts a server for each service tap that has none yet.
-func (n *network) answer(ctx context.Context, vm api.Machine, found []nics.NIC) error {
+// guestOf is what all NICs of the VM share. DNS is the Pod's own (network.md 2.1).
+func guestOf(vm api.Machine, found []nics.NIC) (dhcp.Guest, error) {
 	resolv, err := os.ReadFile("/etc/resolv.conf")
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return dhcp.Guest{}, err
+	}
+	return dhcp.Guest{Hostname: hostname(vm), Resolv: dhcp.ParseResolv(string(resolv)), DefaultRoute: routed(vm, found)}, nil
+}
+
+// answer starts a server for each service tap that has none yet.
+func (n *network) answer(ctx context.Context, vm api.Machine, found []nics.NIC) error {
+	guest, err := guestOf(vm, found)
+	if err != nil {
 		return err
 	}
-	guest := dhcp.Guest{Hostname: hostname(vm), Resolv: dhcp.ParseResolv(string(resolv)), DefaultRoute: routed(vm, found)}
 	for _, nic := range found {
 		n.mu.Lock()
 		known := n.serving[nic.Service]

@@ -2,12 +2,14 @@ package program
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"time"
 
 	"k8s.io/klog/v2"
 
 	"podvirt.dev/api"
+	"podvirt.dev/launcher/internal/dhcp"
 	"podvirt.dev/launcher/internal/domain"
 	"podvirt.dev/launcher/internal/nics"
 	"podvirt.dev/launcher/internal/seed"
@@ -30,12 +32,12 @@ func (s *starter) seed(logger klog.Logger, p *plan, found []nics.NIC) error {
 	if guest.SSHKeys != api.SSHKeysOff && guest.SSHKeys != api.SSHKeysDynamic {
 		input.SSHUsers = s.vm.SSHUsers
 	}
+	shared, err := guestOf(s.vm, found)
+	if err != nil {
+		return err
+	}
 	for _, nic := range found {
-		o := options(s.vm, nic.Name)
-		input.NICs = append(input.NICs, seed.NIC{
-			Name: nic.Name, MAC: nic.MAC.String(),
-			DHCP: o.DHCP != "off" && (nic.Guest4.IsValid() || nic.Guest6.IsValid()),
-		})
+		input.NICs = append(input.NICs, seedNIC(nic, options(s.vm, nic.Name), shared))
 	}
 	image, err := seed.Build(os.DirFS("/"), input)
 	if err != nil {
@@ -49,6 +51,25 @@ func (s *starter) seed(logger klog.Logger, p *plan, found []nics.NIC) error {
 	}
 	p.host.Disks = append(p.host.Disks, seedDisk(guest.SeedBus))
 	return nil
+}
+
+// seedNIC says how a NIC gets its addresses: by DHCP, or, where that is off, from the seed.
+func seedNIC(nic nics.NIC, o api.NIC, shared dhcp.Guest) seed.NIC {
+	told := dhcp.Plan(nic, o, shared)
+	n := seed.NIC{Name: nic.Name, MAC: nic.MAC.String(), DHCP: told.DHCP, DNS: told.DNS, Search: told.Search}
+	for _, family := range []struct {
+		guest   netip.Prefix
+		gateway netip.Addr
+	}{{nic.Guest4, nic.Gateway4}, {nic.Guest6, nic.Gateway6}} {
+		if !family.guest.IsValid() {
+			continue
+		}
+		n.Addresses = append(n.Addresses, family.guest)
+		if family.gateway.IsValid() && shared.DefaultRoute == nic.Name {
+			n.Gateways = append(n.Gateways, family.gateway)
+		}
+	}
+	return n
 }
 
 // seedDisk is read-only; on virtio it is a disk, since there is no virtio CD-ROM, and small kernels know virtio alone.
