@@ -13,7 +13,10 @@ GOTEST    = $(GO) test -count=1 $(TESTFLAGS)
 LOCAL     = $(GO) run ./test/cluster/local
 IMAGES    = $(GO) run ./images
 BINARIES := launcher scheduler csi-hostpath cni-bridge device-plugin
-PACKAGES  = $(shell $(GO) list ./... | grep -v '/test/\(kernel\|cluster/suite\|bench\|cgroup2\)')
+PACKAGES  = $(shell $(GO) list ./... | grep -v '/test/\(kernel\|guests\|cluster/suite\|bench\|cgroup2\)')
+# Packages whose tests run in a guest; they are static and have their files in testdata.
+IN_GUEST  = ./test/kernel/network ./test/kernel/numa ./test/kernel/iommu ./cni-bridge/internal/plugin ./cni-bridge/internal/nat \
+            ./cni-bridge/internal/filter ./internal/nicalias
 
 .PHONY: help
 help: ## print this list
@@ -61,8 +64,14 @@ test-unit: ## tests that need no cluster, and the arch tests
 	$(GOTEST) $(PACKAGES)
 
 .PHONY: test-kernel
-test-kernel: ## tests inside QEMU with a full Debian kernel
-	$(GOTEST) -v -timeout=30m ./test/kernel/...
+test-kernel: ## tests inside QEMU with a full Debian kernel, and boots of the test guests
+	@mkdir -p bin
+	@$(IMAGES) rootfs kernel launcher >/dev/null
+	@$(IMAGES) disk guest-tiny guest-debian >/dev/null
+	$(GO) build -o bin/ ./test/kernel/runvm
+	$(GOTEST) ./test/kernel/vm
+	CGO_ENABLED=0 $(GOTEST) -p=1 -timeout=20m -exec $(CURDIR)/bin/runvm $(IN_GUEST)
+	PODVIRT_REQUIRE=1 $(GOTEST) -v -timeout=30m ./test/guests
 
 .PHONY: test-conformance
 test-conformance: ## csi-sanity and kin against the built components

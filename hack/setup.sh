@@ -6,7 +6,7 @@ packages="
   gcc libc6-dev pkg-config libvirt-dev libseccomp-dev
   iproute2 nftables procps kmod util-linux mount
   e2fsprogs xfsprogs btrfs-progs dosfstools mtools fdisk cpio xz-utils zstd
-  mmdebstrap debian-archive-keyring busybox-static
+  mmdebstrap debian-archive-keyring busybox-static grub-common grub-pc-bin grub-efi-amd64-bin
   qemu-system-x86 qemu-utils
   openssh-client curl ca-certificates git
 "

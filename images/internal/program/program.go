@@ -169,12 +169,15 @@ func find(table []recipe.Image, names []string) ([]recipe.Image, error) {
 	}), nil
 }
 
+// build builds what it can: an image that fails does not keep the others from being built.
 func (p program) build(ctx context.Context, images []recipe.Image) error {
+	var failed []error
 	for _, image := range images {
 		start := time.Now()
 		result, err := p.builder.Build(ctx, image)
 		if err != nil {
-			return err
+			failed = append(failed, err)
+			continue
 		}
 		state := "unchanged"
 		if result.Fresh {
@@ -182,7 +185,7 @@ func (p program) build(ctx context.Context, images []recipe.Image) error {
 		}
 		fmt.Fprintf(p.std.Out, "%s %s %s (%s)\n", result.Name, result.Digest, result.Archive, state)
 	}
-	return nil
+	return errors.Join(failed...)
 }
 
 func (p program) digest(_ context.Context, images []recipe.Image) error {

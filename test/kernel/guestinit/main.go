@@ -19,6 +19,7 @@ import (
 func main() {
 	if filepath.Base(os.Args[0]) == filepath.Base(job.Modprobe) {
 		if err := modprobe(os.Args[1:]); err != nil {
+			_ = os.WriteFile("/dev/kmsg", fmt.Appendf(nil, "guestinit: modprobe %q: %v\n", os.Args[1:], err), 0)
 			os.Exit(1)
 		}
 		return

@@ -3,7 +3,7 @@
 //
 // The machine is described by the file testdata/machine of the package under test, in the words of vm.Parse; memory is
 // 768 MiB and processors are two unless it says otherwise. PODVIRT_VM_ACCEL ("kvm", "tcg") overrides what was found
-// to work, and PODVIRT_QEMU names another emulator. Environment variables of the test that begin with PODVIRT_ are passed
+// to work, PODVIRT_QEMU names another emulator, and PODVIRT_VM_CONSOLE=1 shows the kernel's messages on standard error. Environment variables of the test that begin with PODVIRT_ are passed
 // on, and PODVIRT_REQUIRE=1 is set: in this guest nothing may be missing.
 package runner
 
@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -118,10 +119,18 @@ func (r *runner) machine(ctx context.Context) (*vm.Machine, error) {
 	}
 	options := []vm.Option{
 		vm.QEMU(os.Getenv("PODVIRT_QEMU")), vm.Accelerator(accel), vm.Kernel(kernel, initramfs), vm.Memory(768), vm.CPUs(2),
-		vm.Append("console="+job.ConsolePort, "panic=-1", "quiet", "mitigations=off"),
-		vm.Serial(&r.console), vm.Serial(r.std.Out), vm.Serial(&r.result),
+		vm.Append("console="+job.ConsolePort, "panic=-1", "loglevel=6", "mitigations=off"),
+		vm.Serial(r.consoleWriter()), vm.Serial(r.std.Out), vm.Serial(&r.result),
 	}
 	return vm.New(append(options, asked...)...)
+}
+
+// consoleWriter keeps the kernel's messages for the case that the guest dies.
+func (r *runner) consoleWriter() io.Writer {
+	if os.Getenv("PODVIRT_VM_CONSOLE") == "1" {
+		return io.MultiWriter(&r.console, r.std.Err)
+	}
+	return &r.console
 }
 
 func (r *runner) pack(ctx context.Context, root, release, target string) error {
