@@ -108,7 +108,7 @@ func TestAnswers(t *testing.T) {
 	for name, answer := range fake.answers {
 		fake.answers[name] = strings.Join(strings.Fields(answer), " ")
 	}
-	client := New(NewSocket(fake.path), 300*time.Millisecond)
+	client := New(NewSocket(fake.path), 2*time.Second)
 	defer client.Close()
 	ctx := t.Context()
 
@@ -165,7 +165,7 @@ func TestHostileAnswers(t *testing.T) {
 	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
 			fake := startFake(t, &fakeAgent{answers: map[string]string{"guest-info": row.answer, "guest-ping": `{"return":{}}`}})
-			client := New(NewSocket(fake.path), 300*time.Millisecond)
+			client := New(NewSocket(fake.path), 2*time.Second)
 			defer client.Close()
 			if _, err := client.Info(t.Context()); !errors.Is(err, row.want) {
 				t.Fatalf("err = %v, want %v", err, row.want)
@@ -216,7 +216,7 @@ func TestErrors(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer listener.Close()
-		client := New(NewSocket(path), 100*time.Millisecond)
+		client := New(NewSocket(path), 500*time.Millisecond)
 		defer client.Close()
 		if err := client.Ping(t.Context()); !errors.Is(err, ErrNotConnected) {
 			t.Errorf("err = %v, want %v", err, ErrNotConnected)

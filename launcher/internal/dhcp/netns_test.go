@@ -230,7 +230,7 @@ func (n network) run(t *testing.T, name string, arguments ...string) {
 	path, err := exec.LookPath(name)
 	require.Feature(t, err == nil, name)
 	n.enter(t, n.guest)
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if out, err := exec.CommandContext(ctx, path, arguments...).CombinedOutput(); err != nil {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(arguments, " "), err, out)
@@ -337,7 +337,7 @@ func waitFor(t *testing.T, what string, condition func() bool) {
 	t.Helper()
 	ticker := time.NewTicker(20 * time.Millisecond)
 	defer ticker.Stop()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for !condition() {
 		select {
 		case <-ticker.C:

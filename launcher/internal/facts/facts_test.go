@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -128,7 +129,7 @@ func collector(t *testing.T, fsys fstest.MapFS, script string, h hypervisor) Col
 	}
 	return Collector{
 		Root: fsys, Wanted: []api.Accelerator{api.AcceleratorKVM, api.AcceleratorTCG}, Launcher: "sha256:6c1d",
-		Prober: Prober{QEMU: emulator(t, script), Dir: t.TempDir(), Patience: 300 * time.Millisecond, Root: fsys, KVM: kvm},
+		Prober: Prober{QEMU: emulator(t, script), Dir: t.TempDir(), Patience: 30 * time.Second, Root: fsys, KVM: kvm},
 		Open:   func(context.Context) (Hypervisor, error) { return h, nil },
 		Now:    func() time.Time { return time.Date(2026, 11, 20, 6, 42, 11, 999, time.UTC) },
 	}
@@ -165,6 +166,7 @@ func TestCPU(t *testing.T) {
 func TestProblems(t *testing.T) {
 	require.Feature(t, runtime.GOARCH == "amd64", "an x86 machine")
 	withoutKVM := func(c *Collector) { c.Prober.KVM = "/nonexistent/kvm" }
+	hasty := func(c *Collector) { c.Prober.Patience = 2500 * time.Millisecond }
 	only := func(a api.Accelerator) func(*Collector) {
 		return func(c *Collector) { c.Wanted = []api.Accelerator{a} }
 	}
@@ -178,7 +180,7 @@ func TestProblems(t *testing.T) {
 		want    api.Accelerator
 		problem string
 	}{
-		{"KVM hangs", machine(), tcgLives, hypervisor{}, nil, api.AcceleratorTCG, "kvm: no sign of life after 0.3 s"},
+		{"KVM hangs", machine(), tcgLives, hypervisor{}, hasty, api.AcceleratorTCG, "kvm: no sign of life after 2.5 s"},
 		{"KVM aborts with the host's CPU", machine(), aborts, hypervisor{}, nil, api.AcceleratorTCG,
 			"kvm: -cpu host: QEMU aborted: kvm_buf_set_msrs: Assertion failed."},
 		{"no device, no virtualization", machine("proc/cpuinfo", "flags\t: sse2"), lives, hypervisor{}, withoutKVM, api.AcceleratorTCG,
@@ -187,8 +189,8 @@ func TestProblems(t *testing.T) {
 			"kvm: /nonexistent/kvm is missing: module kvm is loaded, kvm_intel or kvm_amd is not"},
 		{"no device, no modules", machine(), lives, hypervisor{}, withoutKVM, api.AcceleratorTCG,
 			"kvm: /nonexistent/kvm is missing: load the module kvm_intel or kvm_amd"},
-		{"only KVM asked for", machine(), silent, hypervisor{}, only(api.AcceleratorKVM), api.AcceleratorNone,
-			"kvm: no sign of life after 0.3 s"},
+		{"only KVM asked for", machine(), silent, hypervisor{}, func(c *Collector) { hasty(c); only(api.AcceleratorKVM)(c) }, api.AcceleratorNone,
+			"kvm: no sign of life after 2.5 s"},
 		{"an early end", machine(), "exit 0\n", hypervisor{}, only(api.AcceleratorTCG), api.AcceleratorNone,
 			"tcg: QEMU aborted: it ended before the guest"},
 		{"the right end without the words", machine(), "exit 33\n", hypervisor{}, only(api.AcceleratorTCG), api.AcceleratorNone,
@@ -213,13 +215,22 @@ func TestProblems(t *testing.T) {
 		})
 	}
 	t.Run("not openable", func(t *testing.T) {
-		require.Feature(t, os.Getuid() != 0, "another user than root")
+		if os.Getuid() == 0 { // root may open everything: ask again as somebody else
+			cmd := exec.Command("/proc/self/exe", "-test.run=^TestProblems$/^not_openable$")
+			cmd.Dir = "/"
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Errorf("as nobody: %v\n%s", err, out)
+			}
+			return
+		}
 		c := collector(t, machine(), lives, hypervisor{})
 		if err := os.Chmod(c.Prober.KVM, 0); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := c.CPU(t.Context()); err != nil || !strings.Contains(got.Problems[0], "permission denied") {
-			t.Errorf("problems %q, %v", got.Problems, err)
+		want := "kvm: " + c.Prober.KVM + fmt.Sprintf(" cannot be opened by uid %d: permission denied", os.Getuid())
+		if got, err := c.CPU(t.Context()); err != nil || len(got.Problems) != 1 || got.Problems[0] != want {
+			t.Errorf("problems %q, %v; want %q", got.Problems, err, want)
 		}
 	})
 	many := bound([]string{strings.Repeat("ä", 500), "2", "3", "4", "5", "6", "7", "8", "9"})
