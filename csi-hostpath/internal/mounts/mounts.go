@@ -122,8 +122,8 @@ func Unmount(path string) error {
 	}
 }
 
-// UnmountTree removes every mount below a path and at it.
-func UnmountTree(path string) error {
+// UnmountBelow removes every mount below a path; one at the path itself stays.
+func UnmountBelow(path string) error {
 	table, err := Read()
 	if err != nil {
 		return err
@@ -132,6 +132,14 @@ func UnmountTree(path string) error {
 		if err := Unmount(point); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// UnmountTree removes every mount below a path and at it.
+func UnmountTree(path string) error {
+	if err := UnmountBelow(path); err != nil {
+		return err
 	}
 	return Unmount(path)
 }

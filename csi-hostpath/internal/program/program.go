@@ -224,9 +224,10 @@ func together(ctx context.Context, parts []func(context.Context) error) error {
 	return errors.Join(errs...)
 }
 
-// clearScratch removes what a killed process had mounted while it made volumes.
+// clearScratch removes what a killed process had mounted while it made volumes. The directory itself may be a mount of
+// the container's.
 func clearScratch(dir string) error {
-	if err := mounts.UnmountTree(dir); err != nil {
+	if err := mounts.UnmountBelow(dir); err != nil {
 		return err
 	}
 	entries, err := os.ReadDir(dir)

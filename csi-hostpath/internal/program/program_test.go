@@ -2,12 +2,15 @@ package program
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"podvirt.dev/csi-hostpath/internal/mounts"
 	"podvirt.dev/internal/cli"
+	"podvirt.dev/internal/require"
 )
 
 // TestUsage: what is wrong with the command line or the file of pools is said, and the process does not start.
@@ -37,5 +40,33 @@ func TestUsage(t *testing.T) {
 				t.Errorf("exit code %d, output %q; want %d and %q", code, out.String(), test.code, test.text)
 			}
 		})
+	}
+}
+
+// TestClearScratch: what a killed process had mounted goes, and the directory stays what it is, also when it is a mount.
+func TestClearScratch(t *testing.T) {
+	require.Root(t)
+	dir := t.TempDir()
+	left := filepath.Join(dir, "image.1")
+	if err := mounts.Tmpfs("scratch", dir); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := mounts.UnmountTree(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := errors.Join(os.Mkdir(left, 0o700), mounts.Tmpfs("left", left), clearScratch(dir)); err != nil {
+		t.Fatal(err)
+	}
+	table, err := mounts.Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if mount, mounted := table.At(dir); !mounted || mount.Source != "scratch" {
+		t.Errorf("at the directory: %+v; want its own mount", mount)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		t.Errorf("left in the directory: %v, %v", entries, err)
 	}
 }
