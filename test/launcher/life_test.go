@@ -2,6 +2,7 @@ package launcher
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -9,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"podvirt.dev/internal/require"
 )
 
 // TestStopIsCleanAndUnprivileged boots a guest from an image, looks at every process, and stops it by SIGTERM.
@@ -154,6 +157,40 @@ func TestEnds(t *testing.T) {
 			test.act(t, v)
 			v.wantEnd(test.code, test.message)
 		})
+	}
+}
+
+// TestGuestPanics: the guest tells by pvpanic, whose driver the tiny guest gets on a disk of its own.
+func TestGuestPanics(t *testing.T) {
+	p := newPod(t, nil)
+	modulesDisk(t, p.world.tiny, filepath.Join(p.volume("/vm/disks/modules"), "disk.img"), "pvpanic", "pvpanic-pci")
+	v := p.start()
+	v.booted(1)
+	s := v.login()
+	s.typeLine("while ! grep -q ' /data ' /proc/mounts; do sleep 1; done; insmod /data/pvpanic.ko; insmod /data/pvpanic-pci.ko; echo load''ed")
+	s.out.wait(t, `loaded`, 1)
+	s.typeLine("echo c > /proc/sysrq-trigger")
+	v.wantEnd(20, `^GuestPanic: `)
+}
+
+// modulesDisk makes an ext4 file system that holds modules of the tiny guest's kernel.
+func modulesDisk(t *testing.T, tiny, image string, names ...string) {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range names {
+		found, err := filepath.Glob(filepath.Join(filepath.Dir(tiny), "guest-tiny-rootfs/usr/lib/modules/*/kernel/drivers/misc/pvpanic", name+".ko*"))
+		require.Feature(t, err == nil && len(found) > 0, "module "+name+" of the guest's kernel")
+		out, err := exec.Command("sh", "-c", `case "$1" in *.xz) xz -dc "$1";; *) cat "$1";; esac >"$2"`, "sh",
+			found[0], filepath.Join(dir, name+".ko")).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	if out, err := exec.Command("mke2fs", "-q", "-t", "ext4", "-d", dir, image, "16M").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := os.Chown(image, userID, userID); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -2,6 +2,7 @@ package domain
 
 import (
 	"path/filepath"
+	"strings"
 
 	"libvirt.org/go/libvirtxml"
 
@@ -75,6 +76,9 @@ func (b *builder) controllers() []libvirtxml.DomainController {
 // numbers of what is plugged in stay, however many there are.
 func (b *builder) sparePorts() []libvirtxml.DomainController {
 	var list []libvirtxml.DomainController
+	if !b.pcie() {
+		return nil
+	}
 	for i := range spareRootPorts {
 		index := uint(i + 1)
 		address := &libvirtxml.DomainAddressPCI{
@@ -88,6 +92,12 @@ func (b *builder) sparePorts() []libvirtxml.DomainController {
 		})
 	}
 	return list
+}
+
+// pcie says whether the machine type has PCI Express: pc, also by a versioned name, has not.
+func (b *builder) pcie() bool {
+	machine := orElse(b.host.Machine, b.vm.Machine)
+	return machine != "pc" && !strings.HasPrefix(machine, "pc-i440fx")
 }
 
 func (b *builder) needsUSB() bool {

@@ -14,7 +14,7 @@ import (
 // Every device of the VM sits on the root bus, in a place that is its own: bus numbers are handed out by firmware and
 // would move all devices behind a new one, while an address on bus 0 stays what it is (VM-069).
 const (
-	slotVideo    = 0x01
+	slotVideo    = 0x1e // 0x01 is the chipset's on machine type pc
 	slotPorts    = 0x02
 	slotSCSI     = 0x03
 	slotSerial   = 0x04
@@ -26,7 +26,7 @@ const (
 	slotNIC      = 0x0a // nic.default
 	firstFree    = 0x0b // disks and further NICs
 	lastFree     = 0x1c
-	slotSeed     = 0x1d // the seed of cloud-init; 0x1e is kept, 0x1f is the chipset's
+	slotSeed     = 0x1d // the seed of cloud-init; 0x1f is the chipset's
 )
 
 // spareRootPorts are the PCIe ports for devices that are plugged in later (hotplug-ports, vm.md 2.2).

@@ -397,12 +397,12 @@ func (m *Machine) explainEnd(e virt.Event, doing intent, stop *stopping, started
 	switch {
 	case doing.destroy != nil:
 		return *doing.destroy
+	case doing.watchdog == "poweroff": // QEMU ends by itself then
+		return Outcome{Reason: api.ReasonWatchdog, Text: "the watchdog expired"}
 	case e.Reason == virt.StopFailed || doing.byHost:
 		return m.opt.Death()
 	case doing.panicked || e.Reason == virt.StopCrashed:
 		return Outcome{Reason: api.ReasonGuestPanic, Text: "the guest kernel panicked (pvpanic)"}
-	case doing.watchdog == "poweroff":
-		return Outcome{Reason: api.ReasonWatchdog, Text: "the watchdog expired"}
 	case stop != nil:
 		return stop.obeyed(m.opt.Clock())
 	case e.Reason == virt.StopDestroyed:

@@ -110,12 +110,8 @@ func (s *starter) identity(p *plan) error {
 	if err != nil {
 		return err
 	}
-	layout, err := st.layout(s.vm)
-	if err != nil {
-		return err
-	}
 	p.host = domain.Host{
-		UUID: id, Machine: machine, RunDir: api.PathRun, Emulator: emulator, Firmware: st.firmware(s.vm), Addresses: layout,
+		UUID: id, Machine: machine, RunDir: api.PathRun, Emulator: emulator, Firmware: st.firmware(s.vm),
 	}
 	return nil
 }
@@ -156,7 +152,18 @@ func (s *starter) release() {
 	}
 }
 
+// build also gives every device its PCI address. A NIC of the Pod needs no annotation.
 func (s *starter) build(p *plan) error {
+	all := s.vm
+	all.NICs = nil
+	for _, nic := range p.host.NICs {
+		all.NICs = append(all.NICs, nic.Options)
+	}
+	layout, err := stateOf(s.vm).layout(all)
+	if err != nil {
+		return err
+	}
+	p.host.Addresses = layout
 	d, err := domain.Build(s.vm, p.host)
 	if err != nil {
 		return err

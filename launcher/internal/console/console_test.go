@@ -1,0 +1,179 @@
+package console
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// guest is the other end of a port: QEMU's socket.
+func guest(t *testing.T) (*Port, net.Conn) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "serial0.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	p := New(path)
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	go p.Run(ctx)
+	conn, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Connected(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return p, conn
+}
+
+func read(t *testing.T, s *Session, want string) {
+	t.Helper()
+	buf := make([]byte, len(want))
+	if _, err := io.ReadFull(s, buf); err != nil || string(buf) != want {
+		t.Errorf("read %q (%v), want %q", buf, err, want)
+	}
+}
+
+func say(t *testing.T, c net.Conn, text string) {
+	t.Helper()
+	if _, err := io.WriteString(c, text); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestOneWriterManyReaders(t *testing.T) {
+	p, qemu := guest(t)
+	first, err := p.Attach(Mode{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Attach(Mode{}); !errors.Is(err, ErrBusy) {
+		t.Errorf("a second writer: %v", err)
+	}
+	reader, err := p.Attach(Mode{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	say(t, qemu, "hello")
+	read(t, first, "hello")
+	read(t, reader, "hello")
+	if _, err := reader.Write([]byte("x")); !errors.Is(err, ErrReadOnly) {
+		t.Errorf("a reader writes: %v", err)
+	}
+	second, err := p.Attach(Mode{TakeOver: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := first.Read(make([]byte, 1)); !errors.Is(err, ErrTakenOver) {
+		t.Errorf("the first writer: %v", err)
+	}
+	read(t, second, "hello") // history
+	if _, err := io.WriteString(second, "keys"); err != nil {
+		t.Fatal(err)
+	}
+	got := make([]byte, 4)
+	if _, err := io.ReadFull(qemu, got); err != nil || string(got) != "keys" {
+		t.Errorf("the guest reads %q (%v)", got, err)
+	}
+	if err := second.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.Attach(Mode{}); err != nil {
+		t.Errorf("after the writer has left: %v", err)
+	}
+}
+
+func TestSlowReaderLosesAndGuestDoesNotWait(t *testing.T) {
+	p, qemu := guest(t)
+	slow, err := p.Attach(Mode{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fast, err := p.Attach(Mode{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const flood = 4 << 20
+	go func() { _, _ = qemu.Write(bytes.Repeat([]byte("x"), flood)) }()
+	seen := int64(0)
+	for buf := make([]byte, 64<<10); seen < flood; {
+		n, err := fast.Read(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen += int64(n) + fast.Lost()
+	}
+	if lost := slow.Lost(); lost != flood-backlog {
+		t.Errorf("the slow reader has lost %d bytes, want %d", lost, flood-backlog)
+	}
+}
+
+func TestLogWriter(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		in   []string
+		want string
+	}{
+		{"plain", []string{"one\r\ntwo\n"}, "one\ntwo\n"},
+		{"colours", []string{"\x1b[1;31mred\x1b[0m\n"}, "red\n"},
+		{"a sequence in two pieces", []string{"a\x1b[3", "1mb\n"}, "ab\n"},
+		{"window title", []string{"\x1b]0;title\x07text\x1b]0;x\x1b\\!\n"}, "text!\n"},
+		{"character set", []string{"\x1b(Bx\x1b)0y\x1b=z\n"}, "xyz\n"},
+		{"control characters", []string{"a\x00\x08\x07b\x7f\tc\n"}, "ab\tc\n"},
+		{"a title without an end", []string{"\x1b]0;evil\nnext\n"}, "next\n"},
+		{"UTF-8", []string{"grün €\n"}, "grün €\n"},
+		{"long line", []string{strings.Repeat("x", maxLine+3) + "\n"}, strings.Repeat("x", maxLine) + "\nxxx\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var out bytes.Buffer
+			now := time.Unix(0, 0)
+			w := NewLogWriter(&out, 0, func() time.Time { return now })
+			for _, piece := range test.in {
+				if _, err := io.WriteString(w, piece); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if out.String() != test.want {
+				t.Errorf("got %.200q, want %.200q", out.String(), test.want)
+			}
+		})
+	}
+}
+
+func TestLogRate(t *testing.T) {
+	var out bytes.Buffer
+	now := time.Unix(0, 0)
+	w := NewLogWriter(&out, 10, func() time.Time { return now })
+	for range 3 {
+		_, _ = io.WriteString(w, "12345\n")
+	}
+	now = now.Add(time.Second)
+	_, _ = io.WriteString(w, "late\n")
+	want := "12345\n[podvirt: 12 bytes of the console were dropped]\nlate\n"
+	if out.String() != want || w.Dropped() != 12 {
+		t.Errorf("got %q, %d dropped; want %q", out.String(), w.Dropped(), want)
+	}
+}
+
+func FuzzLogWriter(f *testing.F) {
+	f.Add([]byte("\x1b[31m\x1b]0;x\x07\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var out bytes.Buffer
+		w := NewLogWriter(&out, 1<<30, time.Now)
+		if n, err := w.Write(data); n != len(data) || err != nil {
+			t.Fatal(n, err)
+		}
+		if bytes.ContainsAny(out.Bytes(), "\x1b\r\x00\x7f") {
+			t.Errorf("%q has control characters", out.Bytes())
+		}
+	})
+}

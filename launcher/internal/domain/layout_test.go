@@ -1,0 +1,112 @@
+package domain
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"podvirt.dev/api"
+)
+
+func machineWith(names ...string) api.Machine {
+	var m api.Machine
+	for _, n := range names {
+		m.Disks = append(m.Disks, api.Disk{Name: n, Bus: "virtio"})
+	}
+	return m
+}
+
+// TestLayoutStays: devices that come and go leave those alone whose places are known (VM-069).
+func TestLayoutStays(t *testing.T) {
+	known := Layout{}
+	for round, names := range [][]string{{"root"}, {"root", "data"}, {"a", "data", "root", "z"}, {"root", "z"}, {"a", "b", "root", "z"}} {
+		layout, err := NewLayout(machineWith(names...), known)
+		if err != nil {
+			t.Fatal(err)
+		}
+		places := map[Place]string{}
+		for key, place := range layout {
+			if other := places[place]; other != "" {
+				t.Errorf("round %d: %s and %s are both at %s", round, key, other, place)
+			}
+			places[place] = key
+			if before, was := known[key]; was && before != place {
+				t.Errorf("round %d: %s moved from %s to %s", round, key, before, place)
+			}
+			known[key] = place
+		}
+	}
+}
+
+// TestLayoutOfNames: without a memory the names alone decide, in whatever order they come.
+func TestLayoutOfNames(t *testing.T) {
+	a, err := NewLayout(machineWith("root", "data", "log"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := NewLayout(machineWith("log", "root", "data"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(a, b); diff != "" {
+		t.Errorf("the order of devices matters (-first,+second):\n%s", diff)
+	}
+}
+
+func TestLayoutLimits(t *testing.T) {
+	var names []string
+	for i := range 8 * (lastFree - firstFree + 1) {
+		names = append(names, fmt.Sprintf("d%d", i))
+	}
+	layout, err := NewLayout(machineWith(names...), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for slot := uint(firstFree); slot <= lastFree; slot++ {
+		if !layout.shared(slot) {
+			t.Errorf("slot %d holds one device", slot)
+		}
+	}
+	if _, err := NewLayout(machineWith(append(names, "one-more")...), nil); err == nil || !strings.Contains(err.Error(), "bus=scsi") {
+		t.Errorf("one device too many: %v", err)
+	}
+}
+
+func TestAskedPlaces(t *testing.T) {
+	m := machineWith("a", "b")
+	m.Disks[1].PCI = "0000:00:14.0"
+	layout, err := NewLayout(m, nil)
+	if err != nil || layout["disk.b"] != (Place{0x14, 0}) {
+		t.Errorf("%v, %v", layout["disk.b"], err)
+	}
+	m.Disks[1].PCI = "0000:00:05.0"
+	want := "podvirt.dev/disk.b: pci=0000:00:05.0: taken by balloon"
+	if _, err := NewLayout(m, nil); err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+}
+
+func TestSerial(t *testing.T) {
+	long := strings.Repeat("x", 40)
+	for _, test := range []struct {
+		disk api.Disk
+		want string
+	}{
+		{api.Disk{Name: "root", Bus: "virtio"}, "root"},
+		{api.Disk{Name: "root", Bus: "virtio", Serial: "S1"}, "S1"},
+		{api.Disk{Name: long, Bus: "scsi"}, strings.Repeat("x", 27) + "-" + "d5d4cd07"},
+	} {
+		got := Serial(test.disk)
+		if test.disk.Name == long {
+			if len(got) != 36 || !strings.HasPrefix(got, strings.Repeat("x", 27)+"-") {
+				t.Errorf("serial %q", got)
+			}
+			continue
+		}
+		if got != test.want {
+			t.Errorf("serial %q, want %q", got, test.want)
+		}
+	}
+}
