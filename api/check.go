@@ -102,11 +102,33 @@ func checkDisk(p *parser, d *Disk) {
 		wrong("iothread", d.IOThread, "not on bus "+d.Bus)
 	}
 	checkBlockSize(p, key, d.BlockSize)
+	checkLimits(p, key)
 	if d.TrayOpen && d.Type == DiskTypeDisk {
 		wrong("tray", "open", "only a CD-ROM has a tray")
 	}
 	if d.Empty > 0 && d.Type == DiskTypeCDROM {
 		wrong("empty", p.values[key].options["empty"], "a CD-ROM cannot be written")
+	}
+}
+
+// checkLimits refuses a limit on all operations beside one on reads or writes, and a burst without its limit.
+func checkLimits(p *parser, key string) {
+	has := func(option string) bool { return p.values[key].options[option] != "" }
+	for _, unit := range []string{"iops", "bps"} {
+		for _, direction := range []string{"-read", "-write"} {
+			if has(unit) && has(unit+direction) {
+				p.fail(key, Prefix+key+": "+unit+": excludes "+unit+direction)
+			}
+		}
+		for _, direction := range []string{"", "-read", "-write"} {
+			limit := unit + direction
+			if has(limit+"-max") && !has(limit) {
+				p.fail(key, Prefix+key+": "+limit+"-max: needs "+limit)
+			}
+			if has(limit+"-max-length") && !has(limit+"-max") {
+				p.fail(key, Prefix+key+": "+limit+"-max-length: needs "+limit+"-max")
+			}
+		}
 	}
 }
 
@@ -129,8 +151,12 @@ func serialLimit(bus string, kind DiskType) int {
 func checkNIC(p *parser, n *NIC) {
 	key := "nic." + n.Name
 	wrong := func(option, value, text string) { p.optionValue(key, option, value, text) }
-	if n.Binding == BindingMasquerade && n.Name != PodNetwork {
+	switch {
+	case n.Name == PodNetwork:
+	case n.Binding == BindingMasquerade:
 		wrong("binding", string(n.Binding), "masquerade works only on the pod network; use wire")
+	case n.Binding == "": // wire, the default of secondary NICs
+		p.fail(key, Prefix+key+": "+OnlyPodNetwork)
 	}
 	checkMAC(p, key, n.MAC)
 	if n.Queues > 1 && n.Model != "" && n.Model != "virtio" && n.Model != "vmxnet3" && n.Model != "igb" {
@@ -148,6 +174,9 @@ func checkNIC(p *parser, n *NIC) {
 		p.fail(key, Prefix+key+": vhostuser needs socket=")
 	}
 }
+
+// OnlyPodNetwork is what a secondary NIC is told as long as no binding for it is supported.
+const OnlyPodNetwork = "binding wire is " + NotYet + "; binding=none leaves the interface to the Pod"
 
 func checkMAC(p *parser, key, mac string) {
 	octets := strings.Split(mac, ":")

@@ -76,10 +76,6 @@ func (p *parser) annotation(key, value string) {
 			p.fail(key, quoteKey(Prefix+key)+": "+wrong)
 			return
 		}
-		if wrong := r.Value.unsupported(device); wrong != "" {
-			p.fail(key, Prefix+key+": "+wrong)
-			return
-		}
 	}
 	before := len(p.errs)
 	v := &parsed{raw: value}

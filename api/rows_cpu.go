@@ -40,7 +40,7 @@ func identityRows() []Annotation {
 		},
 		{
 			Key: "genid", Group: group, Change: NewPod,
-			Value:   pattern(uuidPattern, "not a UUID").or("auto off").later("off"),
+			Value:   pattern(uuidPattern, "not a UUID").or("auto off").later("auto"),
 			Default: "`auto`",
 			Meaning: "VM generation ID; `auto` changes on resume from a copy, restore, clone",
 		},
@@ -196,7 +196,7 @@ func memoryRows() []Annotation {
 		},
 		{
 			Key: "memory-merge", Group: group, Change: NewPod,
-			Value:   boolean().later("false"),
+			Value:   boolean().later(""),
 			Default: "`true` where the node runs KSM (`memory.ksm-nodes`, default none)",
 			Meaning: "KSM may merge guest pages",
 		},

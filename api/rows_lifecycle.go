@@ -7,7 +7,7 @@ func lifecycleRows() []Annotation {
 			Key: "console", Group: consoles, Change: NewPod, Kind: Options,
 			Value: word("none log attach"),
 			Options: []Option{
-				{Name: "device", Value: word("auto isa pci virtio").later("auto isa")}, {Name: "rate", Value: rate("1Mi/s").later("")},
+				{Name: "device", Value: word("auto isa pci virtio")}, {Name: "rate", Value: rate("1Mi/s")},
 			},
 			Default: "`console.default` of podvirt-config, built-in `none`; rate `1Mi/s`",
 			Meaning: "first serial port: discarded, to the container's stdout, or also from stdin (`log` and `none` change at once)",

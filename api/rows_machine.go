@@ -60,7 +60,7 @@ func machineRows() []Annotation {
 			Options: []Option{
 				{Name: "secure-boot", Value: boolean().later("false")}, {Name: "enrolled-keys", Value: boolean().later("")},
 				{Name: "serial", Value: boolean().later("false"), Meaning: "firmware output on the serial console"},
-				{Name: "menu", Value: duration("10s").later(""), Meaning: "boot menu for that long"},
+				{Name: "menu", Value: duration("10s"), Meaning: "boot menu for that long"},
 			},
 			Default: "`bios` (arm64 `uefi`; `none` with `kernel` on microvm)",
 			Meaning: "firmware the guest boots with",
@@ -146,8 +146,8 @@ func deviceRows() []Annotation {
 			Key: "video", Group: group, Change: Restart, Kind: Options,
 			Value: word("auto none vga virtio bochs cirrus ramfb qxl"),
 			Options: []Option{
-				{Name: "vram", Value: quantity("16Mi").later("")}, {Name: "heads", Value: integer(1, 16).later("1")},
-				{Name: "resolution", Value: pattern(sizePattern, "not WIDTHxHEIGHT; example: 1280x800").later("")},
+				{Name: "vram", Value: quantity("16Mi").atLeast(1<<20, "below 1Mi").atMost(1<<30, "above 1Gi")}, {Name: "heads", Value: integer(1, 16)},
+				{Name: "resolution", Value: pattern(sizePattern, "not WIDTHxHEIGHT; example: 1280x800")},
 			},
 			Default: "`auto`: bios vga, uefi bochs, arm64 virtio; `none` with `kernel`",
 			Meaning: "graphics card; `none` = headless, no VNC",
@@ -184,7 +184,7 @@ func deviceRows() []Annotation {
 		{
 			Key: "rng", Group: group, Change: Restart, Kind: Options,
 			Value:   onOff(),
-			Options: []Option{{Name: "rate", Value: rate("1Mi/s").later("")}},
+			Options: []Option{{Name: "rate", Value: rate("1Mi/s")}},
 			Default: "`on`", Meaning: "virtio-rng from the node's random pool",
 		},
 		{
@@ -195,7 +195,7 @@ func deviceRows() []Annotation {
 		},
 		{
 			Key: "panic", Group: group, Change: Restart, Kind: Options,
-			Value: word("off").later("off"),
+			Value: word("off").later(""),
 			Options: []Option{
 				{Name: "pvpanic", Value: boolean().later("true")}, {Name: "isa", Value: boolean().later("false")},
 				{Name: "hyperv", Value: boolean().later("false")},

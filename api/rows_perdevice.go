@@ -12,7 +12,6 @@ func perDeviceRows() []Annotation {
 		},
 		{
 			Key: "nic.NAME", Group: group, Change: NewPod, Readers: []Program{Scheduler, CNIBridge, Controller}, Kind: Options,
-			Value:   Value{}.later(PodNetwork),
 			Options: nicOptions(),
 			Meaning: "one NIC; NAME is the Pod interface, `default` the pod network",
 		},
@@ -53,14 +52,14 @@ func pciAddress() Value { return pattern(pciPattern, "not a PCI address; example
 func diskOptions() []Option {
 	options := []Option{
 		{"type", word("disk cdrom lun").later("disk cdrom"), "from the path", "`lun`: raw SCSI pass-through"},
-		{"bus", word("virtio scsi sata usb nvme"), "`virtio`; CD-ROM `sata` (`scsi` on `virt`); lun `scsi`", "bus of the device"},
+		{"bus", word("virtio scsi sata usb nvme").notNow("nvme"), "`virtio`; CD-ROM `sata` (`scsi` on `virt`); lun `scsi`", "bus of the device"},
 		{"boot", bootNumber(), "", "place in the boot order over disks and NICs, lower first"},
 		{"pvc", pattern(namePattern, "not a claim name").later(""), "", "hot-plugged claim"},
 		{"image", pattern(imagePattern, "not an image reference").later(""), "", "hot-plugged image"},
 		{"optional", boolean().later("false"), "`false`", "start without this hot-plugged disk"},
 		{"empty", quantity("10Gi").atLeast(1<<20, "below 1Mi"), "", "new throw-away disk of that size in `/vm/scratch`"},
 		{"file", pattern(relativePath, "not a relative path; example: disk.img"), "`disk.img`; the only file below `disk/`", "file inside the volume"},
-		{"overlay", word("true false start").later("true false start"), "`true` for images, else `false`", "writes go to a qcow2 in `/vm/scratch`; `start`: made anew at every start"},
+		{"overlay", word("true false start"), "`true` for images, else `false`", "writes go to a qcow2 in `/vm/scratch`; `start`: made anew at every start"},
 		{"format", word("raw qcow2"), "raw; images by header", "content of claims is never probed"},
 		{"cache", word("none writethrough writeback directsync unsafe"), "`none` where O_DIRECT works, else `writethrough`", "host caching"},
 		{"io", word("native threads io_uring").later("native threads"), "`native` where cache allows, else `threads`", "I/O engine"},
@@ -98,14 +97,14 @@ func limitOptions() []Option {
 		for _, direction := range []string{"", "-read", "-write"} {
 			name := unit.name + direction
 			options = append(options,
-				Option{name, unit.value.later(""), "none", "limit"},
-				Option{name + "-max", unit.value.later(""), "none", "burst"},
-				Option{name + "-max-length", duration("10s").later(""), "none", "length of the burst"})
+				Option{name, unit.value, "none", "limit"},
+				Option{name + "-max", unit.value, "none", "burst"},
+				Option{name + "-max-length", duration("10s").atLeast(1e9, "at least 1s"), "none", "length of the burst"})
 		}
 	}
 	return append(options,
-		Option{"iops-size", quantity("64Ki").later(""), "none", "bytes that count as one operation"},
-		Option{"throttle-group", pattern(DeviceNamePattern, "not a name").later(""), "none", "disks of one group share their limits"})
+		Option{"iops-size", quantity("64Ki"), "none", "bytes that count as one operation"},
+		Option{"throttle-group", pattern(DeviceNamePattern, "not a name"), "none", "disks of one group share their limits"})
 }
 
 func nicOptions() []Option {
@@ -141,7 +140,7 @@ func nicOptions() []Option {
 		{"spoof-check", onOff().later(""), "`on` on the pod network with wire, bridge", "drops foreign source addresses"},
 		{"pci", pciAddress().later(""), "stable layout", "guest address"},
 		{"tag", text(63).later(""), "none", "role in the guest's device metadata"},
-		{"acpi-index", integer(1, 16383), "none", "guest name eno<n>"},
+		{"acpi-index", integer(1, 16383).later(""), "none", "guest name eno<n>"},
 		{"resource", pattern(resourcePattern, "want domain/name").later(""), "NAD's resourceName", "resource that holds the device"},
 		{"failover", pattern(DeviceNamePattern, "not a NIC name").later(""), "none", "standby pair of a VF"},
 		{"socket", pattern(absolutePath, "not an absolute path").later(""), "none", "vhostuser socket"},

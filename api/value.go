@@ -105,6 +105,12 @@ func (v Value) atLeast(low int64, message string) Value {
 	return v
 }
 
+// atMost sets the upper bound and what is said above it.
+func (v Value) atMost(high int64, message string) Value {
+	v.Max, v.Above = high, message
+	return v
+}
+
 // wrong says what a value is told that is neither word nor form.
 func (v Value) wrong(message string) Value {
 	v.Wrong = message

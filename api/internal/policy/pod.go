@@ -143,10 +143,12 @@ func fixedOverhead() string {
 	networks := `variables.a[?"k8s.v1.cni.cncf.io/networks"].optMap(n, n.trim() == "" ? 0 : n.trim().startsWith("[") ? n.findAll(r'"name"\s*:').size() : n.trim().split(",").size()).orValue(0)`
 	none := `variables.nics.filter(k, variables.o[k][?"binding"].orValue("") == "none").size()`
 	queues := `variables.nics.map(k, variables.o[k][?"queues"].orValue("auto").matches(r'^[0-9]+$') ? (int(variables.o[k]["queues"]) - 1) / 16 : 0).sum()`
+	video := fmt.Sprintf(`[variables.o[?%s].optMap(o, o[?"vram"].orValue("")).orValue("")].map(m, m.matches(%s) ? %s : 0).map(n, n < %d ? %d : n)[0]`,
+		str(api.KeyVideo), re(api.QuantityPattern), mib("m"), api.OverheadVideo, api.OverheadVideo)
 	return fmt.Sprintf(`%d + %d * variables.vcpus + %d + %d * (variables.diskNames.size() + variables.made.size() + %s + 1 - %s + %s + %s) + %d * %s
-  + (%s == "none" ? 0 : %d) + (%s == "tcg" ? %d : 0) + [%s].map(m, m == "" ? 0 : %s)[0]`,
+  + (%s == "none" ? 0 : %s) + (%s == "tcg" ? %d : 0) + [%s].map(m, m == "" ? 0 : %s)[0]`,
 		api.OverheadFixed, api.OverheadVCPU, api.OverheadIOThread, api.OverheadDevice, seeds, none, networks, queues,
-		api.OverheadShare, shares, mainOf(api.KeyVideo), api.OverheadVideo, good(api.KeyAccelerator), api.OverheadTCG,
+		api.OverheadShare, shares, mainOf(api.KeyVideo), video, good(api.KeyAccelerator), api.OverheadTCG,
 		good(api.KeyMemoryOverhead), mib("m"))
 }
 

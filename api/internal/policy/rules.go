@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"strings"
 
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 
@@ -18,10 +19,11 @@ func rules() []admissionv1.Variable {
 		{Name: "cpuRules", Expression: cpuRules()},
 		{Name: "firmwareRules", Expression: firmwareRules()},
 		{Name: "diskRules", Expression: diskRules()},
+		{Name: "limitRules", Expression: limitRules()},
 		{Name: "nicRules", Expression: nicRules()},
 		{Name: "portRules", Expression: portRules()},
 		{Name: "uniqueRules", Expression: uniqueRules()},
-		{Name: "rules", Expression: "variables.cpuRules + variables.firmwareRules + variables.diskRules + variables.nicRules + variables.portRules + variables.uniqueRules"},
+		{Name: "rules", Expression: "variables.cpuRules + variables.firmwareRules + variables.diskRules + variables.limitRules + variables.nicRules + variables.portRules + variables.uniqueRules"},
 	}
 }
 
@@ -116,12 +118,31 @@ func diskRules() string {
 	)
 }
 
+// limitRules are those about iops and bps: pairs of options that exclude each other, or of which one needs the other.
+func limitRules() string {
+	var excludes, needs []string
+	for _, unit := range []string{"iops", "bps"} {
+		for _, direction := range []string{"-read", "-write"} {
+			excludes = append(excludes, list([]string{unit, unit + direction}))
+		}
+		for _, direction := range []string{"", "-read", "-write"} {
+			limit := unit + direction
+			needs = append(needs, list([]string{limit + "-max", limit}), list([]string{limit + "-max-length", limit + "-max"}))
+		}
+	}
+	return fmt.Sprintf(`variables.disks.map(k,
+  [%s].filter(p, p[0] in variables.o[k] && p[1] in variables.o[k]).map(p, k + ": " + p[0] + ": excludes " + p[1])
+  + [%s].filter(p, p[0] in variables.o[k] && !(p[1] in variables.o[k])).map(p, k + ": " + p[0] + ": needs " + p[1])).flatten()`,
+		strings.Join(excludes, ", "), strings.Join(needs, ", "))
+}
+
 func nicRules() string {
 	binding, model, mac := option("binding"), option("model"), option("mac")
 	octets := mac + `.replace("-", ":").split(":")`
 	lowerMAC := mac + `.replace("-", ":").lowerAscii()`
 	return each("variables.nics",
 		say(binding+` == "masquerade" && k != `+str(api.KeyNIC+api.PodNetwork), `"binding=masquerade: masquerade works only on the pod network; use wire"`),
+		say(binding+` == "" && k != `+str(api.KeyNIC+api.PodNetwork), str(api.OnlyPodNetwork)),
 		say(`size(`+octets+`) > 1 && size(`+octets+`) != 6`, `"mac=" + `+lowerMAC+` + ": " + string(size(`+octets+`)) + " octets; a MAC has 6"`),
 		say(`size(`+octets+`) == 6 && `+mac+`.matches(r'^.[13579bdfBDF]')`, `"mac=" + `+lowerMAC+` + ": " + `+lowerMAC+` + " is a multicast address"`),
 		say(option("queues")+`.matches(r'^[0-9]+$') && int(`+option("queues")+`) > 1 && !(`+model+` in ["", "virtio", "vmxnet3", "igb"])`,
