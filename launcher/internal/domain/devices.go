@@ -255,8 +255,10 @@ func (b *builder) nicDriver(n NIC) *libvirtxml.DomainInterfaceDriver {
 	if queues == 0 {
 		queues = min(b.vm.VCPUs, 16)
 	}
-	if n.MultiQueue && queues > 1 {
-		d.Queues = uint(queues)
+	if n.MultiQueue {
+		// The kernel opens such a tap only with the flag it was made with, and libvirt sets that for two queues and more
+		// (linux: drivers/net/tun.c tun_set_iff). A guest with one CPU leaves the second one alone.
+		d.Queues = uint(max(queues, 2))
 	}
 	return d
 }

@@ -99,7 +99,7 @@ const corefile = `.:53 {
 // cniConfig is the Pod network of a node: routed, without a bridge and without translation inside the cluster.
 func cniConfig(m layout.Machine) string {
 	return fmt.Sprintf(`{
-  "cniVersion": "1.0.0",
+  "cniVersion": "1.1.0",
   "name": "local",
   "plugins": [
     {
