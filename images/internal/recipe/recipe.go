@@ -112,10 +112,15 @@ func csiHostpath() Image {
 		Name: "csi-hostpath",
 		Root: &rootfs.Recipe{
 			Name: "csi-hostpath", Suite: "trixie",
-			Packages: []string{"e2fsprogs", "xfsprogs", "util-linux", "mount", "ca-certificates", "qemu-utils"},
-			Exclude:  noDocs(),
-			Purge:    []string{"adduser", "passwd", "perl-base", "init-system-helpers", "sensible-utils"},
-			Finish:   strip,
+			Packages: []string{"e2fsprogs", "xfsprogs", "util-linux", "mount"},
+			Exclude:  append(noDocs(), "/usr/sbin/xfs_scrub*"),
+			Purge: []string{
+				"adduser", "passwd", "perl-base", "init-system-helpers", "sensible-utils", "tar", "gzip", "diffutils",
+				// Needed by xfs_scrub only.
+				"python3", "python3-minimal", "python3.13", "python3.13-minimal", "libpython3-stdlib", "libpython3.13-stdlib",
+				"libpython3.13-minimal", "libicu76", "media-types", "tzdata",
+			},
+			Finish: strip,
 		},
 		Files: []File{
 			{Path: "/dev", Dir: true},

@@ -14,7 +14,7 @@ func TestArgs(t *testing.T) {
 		options []vm.Option
 		want    []string // pairs that must be in the command line
 	}{
-		"defaults":     {nil, []string{"-m 512M", "-smp 1", "-accel tcg,thread=multi", "-kernel k", "-initrd i"}},
+		"defaults":     {nil, []string{"-m 512M", "-smp 1", "-accel tcg,thread=single", "-kernel k", "-initrd i"}},
 		"size":         {[]vm.Option{vm.Memory(1024), vm.CPUs(2)}, []string{"-m 1024M", "-smp 2"}},
 		"command line": {[]vm.Option{vm.Append("a", "b=c")}, []string{"-append a b=c"}},
 		"NUMA": {[]vm.Option{vm.Memory(512), vm.CPUs(4), vm.NUMA(2)}, []string{
@@ -77,7 +77,10 @@ func TestParse(t *testing.T) {
 		want  string // in the command line, or of the error
 		fails bool
 	}{
-		"all":        {words: "memory=256 cpus=2 numa=2 hugepages=4 iommu=intel device=edu append=quiet", want: "hugepages=4 intel_iommu=on quiet"},
+		"all": {
+			words: "memory=256 cpus=2 numa=2 hugepages=4 iommu=intel device=edu append=quiet",
+			want:  "hugepages=4 intel_iommu=on quiet",
+		},
 		"unknown":    {words: "color=red", want: `machine option "color=red": unknown`, fails: true},
 		"not number": {words: "cpus=many", want: `machine option "cpus=many": want a positive number, not "many"`, fails: true},
 	}
