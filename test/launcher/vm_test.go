@@ -406,6 +406,7 @@ func (v *vm) console(flags ...string) *session {
 	}, flags...)
 	s := &session{v: v, cmd: exec.Command("nsenter", args...), out: newRecord(), errs: newRecord(), done: make(chan struct{})}
 	s.cmd.Stdout, s.cmd.Stderr = s.out, s.errs
+	s.cmd.WaitDelay = time.Second // nsenter's child lives as long as the container
 	in, err := s.cmd.StdinPipe()
 	if err == nil {
 		s.in = in

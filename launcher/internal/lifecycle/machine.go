@@ -56,6 +56,15 @@ type intent struct {
 	byHost    bool     // QEMU was ended by a signal from outside
 	panicked  bool
 	lastReset time.Time
+	rebooted  chan struct{} // who waits for a reboot that was asked for; nil: nobody
+}
+
+// tellRebooted ends the wait for a reboot.
+func (i *intent) tellRebooted() {
+	if i.rebooted != nil {
+		close(i.rebooted)
+		i.rebooted = nil
+	}
 }
 
 type request struct {
@@ -280,6 +289,7 @@ func (m *Machine) reset(ctx context.Context, e virt.Event) *Outcome {
 	m.mu.Lock()
 	ours, again := m.doing.reset, e.Time.Sub(m.doing.lastReset) < sameReboot
 	m.doing.reset, m.doing.lastReset = false, e.Time
+	m.doing.tellRebooted()
 	m.status.AgentConnected = false
 	if !ours && !again {
 		m.status.GuestReboots++
@@ -345,6 +355,7 @@ func (m *Machine) stopped(ctx context.Context, e virt.Event) *Outcome {
 	m.mu.Lock()
 	m.domain = nil
 	doing, stop, started := m.doing, m.stop, m.status.Started
+	m.doing.tellRebooted()
 	m.doing, m.stop = intent{}, nil
 	m.status.AgentConnected = false
 	m.mu.Unlock()

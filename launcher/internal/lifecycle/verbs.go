@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -65,18 +66,45 @@ func (m *Machine) Reset(ctx context.Context) error {
 	})
 }
 
-// Reboot asks the guest to reboot: by its agent where one is connected, else by ACPI.
+// Reboot asks the guest to reboot, by its agent where one is connected, else by ACPI, and waits until it does. A guest
+// that boots does not listen yet, so it is asked again; one that does not obey goes on, and the error is
+// virt.ErrTimeout.
 func (m *Machine) Reboot(ctx context.Context) error {
-	return m.withDomain(ctx, func(_ context.Context, d virt.Domain) error {
-		m.doing.reset = true
-		if m.Status().AgentConnected {
-			err := d.Reboot(virt.ByAgent)
-			if err == nil || !errors.Is(err, virt.ErrAgentUnavailable) {
-				return err
-			}
+	done := make(chan struct{})
+	patience := m.opt.Policy().ShutdownTimeout
+	end := time.NewTimer(patience)
+	defer end.Stop()
+	again := time.NewTicker(askAgain)
+	defer again.Stop()
+	for {
+		err := m.withDomain(ctx, func(_ context.Context, d virt.Domain) error {
+			m.doing.reset, m.doing.rebooted = true, done
+			return m.askReboot(d)
+		})
+		if err != nil {
+			return err
 		}
-		return d.Reboot(virt.ByACPI)
-	})
+		select {
+		case <-done:
+			return nil
+		case <-again.C:
+		case <-end.C:
+			_ = m.inLoop(ctx, func(context.Context) error { m.doing.reset, m.doing.rebooted = false, nil; return nil })
+			return fmt.Errorf("%w: the guest did not reboot within %s; reset does not ask it", virt.ErrTimeout, span(patience))
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (m *Machine) askReboot(d virt.Domain) error {
+	if m.Status().AgentConnected {
+		err := d.Reboot(virt.ByAgent)
+		if err == nil || !errors.Is(err, virt.ErrAgentUnavailable) {
+			return err
+		}
+	}
+	return d.Reboot(virt.ByACPI)
 }
 
 // Poweroff pulls the power cord; the container ends with Destroyed.
