@@ -8,10 +8,10 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -72,9 +72,9 @@ func Start(t testing.TB) *Server {
 
 	s := &Server{Admin: &rest.Config{
 		Host: "https://" + address, BearerToken: adminToken, QPS: -1,
-		TLSClientConfig: rest.TLSClientConfig{CAFile: filepath.Join(dir, "certificates", "apiserver.crt"), ServerName: "kubernetes.default.svc"},
+		TLSClientConfig: rest.TLSClientConfig{ServerName: "kubernetes.default.svc"},
 	}}
-	s.awaitReady(t, filepath.Join(dir, "apiserver.log"), ended)
+	s.awaitReady(t, dir, ended)
 	return s
 }
 
@@ -127,10 +127,10 @@ func (s *Server) Kubeconfig(t testing.TB, config *rest.Config) string {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "kubeconfig")
 	write(t, name, fmt.Sprintf(`{"apiVersion": "v1", "kind": "Config", "current-context": "test",
-"clusters": [{"name": "test", "cluster": {"server": %q, "certificate-authority": %q, "tls-server-name": %q}}],
+"clusters": [{"name": "test", "cluster": {"server": %q, "certificate-authority-data": %q, "tls-server-name": %q}}],
 "users": [{"name": "test", "user": {"token": %q}}],
 "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test"}}]}`,
-		config.Host, config.CAFile, config.ServerName, config.BearerToken))
+		config.Host, base64.StdEncoding.EncodeToString(config.CAData), config.ServerName, config.BearerToken))
 	return name
 }
 
@@ -147,14 +147,15 @@ func (s *Server) as(t testing.TB, namespace, account string, bound *authenticati
 }
 
 // awaitReady waits until the server answers and its own objects are there.
-func (s *Server) awaitReady(t testing.TB, log string, ended <-chan struct{}) {
+func (s *Server) awaitReady(t testing.TB, dir string, ended <-chan struct{}) {
 	t.Helper()
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
 	defer cancel()
 	for {
-		if s.ready(ctx) {
+		err := s.ready(ctx, filepath.Join(dir, "certificates", "apiserver.crt"))
+		if err == nil {
 			return
 		}
 		select {
@@ -163,20 +164,24 @@ func (s *Server) awaitReady(t testing.TB, log string, ended <-chan struct{}) {
 		case <-ended:
 		case <-ctx.Done():
 		}
-		text, _ := os.ReadFile(log)
-		t.Fatalf("kube-apiserver ended or is not ready after %v:\n%s", startTimeout, text)
+		text, _ := os.ReadFile(filepath.Join(dir, "apiserver.log"))
+		t.Fatalf("kube-apiserver ended or is not ready after %v: %v\n%s", startTimeout, err, text)
 	}
 }
 
-func (s *Server) ready(ctx context.Context) bool {
-	client, err := kubernetes.NewForConfig(s.Admin) // fails until the server has written its certificate
+// ready says why the server does not serve yet. Its certificate is read again each time: the file may be half written.
+func (s *Server) ready(ctx context.Context, certificate string) error {
+	ca, err := os.ReadFile(certificate)
 	if err != nil {
-		return false
+		return err
 	}
-	var code int
-	client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).StatusCode(&code)
+	s.Admin.CAData = ca
+	client, err := kubernetes.NewForConfig(s.Admin)
+	if err != nil {
+		return err
+	}
 	s.Client = client
-	return code == http.StatusOK
+	return client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 }
 
 // program returns the newest build of a program in the cache.
@@ -209,7 +214,8 @@ func run(t testing.TB, log, program string, args ...string) <-chan struct{} {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program, args...)
+	ctx := context.WithoutCancel(t.Context()) // which ends before the clean-up, where the program is stopped
+	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
@@ -232,7 +238,7 @@ func run(t testing.TB, log, program string, args ...string) <-chan struct{} {
 
 func freeAddress(t testing.TB) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -43,9 +43,12 @@ func TestScan(t *testing.T) {
 		differ   map[string]int    // units of resources that are not as in all; -1: not offered at all
 		notes    map[string]string // why
 	}{
-		"everything":     {kvm: usable},
-		"nothing known":  {differ: map[string]int{api.ResourceKVM: -1}},
-		"KVM not usable": {kvm: KVM{Known: true, Why: "accelerator tcg"}, differ: map[string]int{api.ResourceKVM: 0}, notes: map[string]string{api.ResourceKVM: "accelerator tcg"}},
+		"everything":    {kvm: usable},
+		"nothing known": {differ: map[string]int{api.ResourceKVM: -1}},
+		"KVM not usable": {
+			kvm:    KVM{Known: true, Why: "accelerator tcg"},
+			differ: map[string]int{api.ResourceKVM: 0}, notes: map[string]string{api.ResourceKVM: "accelerator tcg"},
+		},
 		"no kvm file": {
 			change: func(_ *Host, dev, _, _ fstest.MapFS) { delete(dev, "kvm") }, kvm: usable,
 			differ: map[string]int{api.ResourceKVM: 0}, notes: map[string]string{api.ResourceKVM: "/dev/kvm is missing"},

@@ -11,6 +11,8 @@ func resource(name string, units ...Unit) Resource { return Resource{Name: name,
 func TestDiff(t *testing.T) {
 	kvm := resource("podvirt.dev/kvm", Unit{ID: "kvm-0"}, Unit{ID: "kvm-1"})
 	tun := resource("podvirt.dev/tun", Unit{ID: "tun-0"})
+	granted := func(g Grant) []Resource { return []Resource{resource(tun.Name, Unit{ID: "tun-0", Grant: g})} }
+	tunOnly := Changes{Changed: []string{tun.Name}}
 	tests := map[string]struct {
 		before, after []Resource
 		want          Changes
@@ -23,8 +25,8 @@ func TestDiff(t *testing.T) {
 		"no units any more":  {[]Resource{tun}, []Resource{resource(tun.Name)}, Changes{Changed: []string{tun.Name}}},
 		"unhealthy":          {[]Resource{tun}, []Resource{resource(tun.Name, Unit{ID: "tun-0", Reason: "gone"})}, Changes{Changed: []string{tun.Name}}},
 		"other cell":         {[]Resource{tun}, []Resource{resource(tun.Name, Unit{ID: "tun-0", Cells: []int{1}})}, Changes{Changed: []string{tun.Name}}},
-		"other CDI device":   {[]Resource{tun}, []Resource{resource(tun.Name, Unit{ID: "tun-0", Grant: Grant{CDI: []string{"x"}}})}, Changes{Changed: []string{tun.Name}}},
-		"other variable":     {[]Resource{tun}, []Resource{resource(tun.Name, Unit{ID: "tun-0", Grant: Grant{Env: map[string]string{"A": ""}}})}, Changes{Changed: []string{tun.Name}}},
+		"other CDI device":   {[]Resource{tun}, granted(Grant{CDI: []string{"x"}}), tunOnly},
+		"other variable":     {[]Resource{tun}, granted(Grant{Env: map[string]string{"A": ""}}), tunOnly},
 		"all three at once":  {[]Resource{kvm, resource("z")}, []Resource{resource(kvm.Name), tun}, Changes{[]string{tun.Name}, []string{kvm.Name}, []string{"z"}}},
 		"only the note said": {[]Resource{tun}, []Resource{{Name: tun.Name, Units: tun.Units, Note: "why"}}, Changes{Changed: []string{tun.Name}}},
 	}

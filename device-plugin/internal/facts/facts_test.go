@@ -2,6 +2,7 @@ package facts
 
 import (
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -164,9 +165,7 @@ func TestEqualLooksAtOurKeysOnly(t *testing.T) {
 	}
 	annotations := map[string]string{api.NodeCPU: d.Annotations[api.NodeCPU], "foreign": "x", api.NodePools: "[]"}
 	labels := map[string]string{"kubernetes.io/arch": "amd64"}
-	for k, v := range d.Labels {
-		labels[k] = v
-	}
+	maps.Copy(labels, d.Labels)
 	if !d.Equal(annotations, labels) {
 		t.Error("foreign keys make a difference")
 	}

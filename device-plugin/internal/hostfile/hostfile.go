@@ -74,7 +74,7 @@ func (k *Keeper) Run(ctx context.Context, report func(error)) error {
 		}
 		report(err)
 		if err := k.awaitChange(ctx, watcher, retry.C); err != nil {
-			return nil //nolint:nilerr // the context ended, which is how Run is stopped
+			return nil // the context ended, which is how Run is stopped
 		}
 	}
 }

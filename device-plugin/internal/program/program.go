@@ -73,7 +73,7 @@ func parseServe(args []string, usage io.Writer) (options, error) {
 	flags.StringVar(&o.config, "config", "podvirt-system/podvirt-config", "ConfigMap, NAMESPACE/NAME")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "file to reach the cluster by; empty: the Pod's own account")
 	flags.StringVar(&o.metrics, "metrics", ":9443", "address of /metrics, /healthz and /readyz (HTTPS)")
-	o.hostPaths.register(flags)
+	o.register(flags)
 	flags.StringVar(&o.cdiDir, "cdi-dir", "/host/var/run/cdi", "directory of CDI specifications")
 	flags.StringVar(&o.pluginDir, "plugin-dir", "/host/var/lib/kubelet/plugins_registry", "plugin registry of the kubelet")
 	flags.StringVar(&o.seccompDir, "seccomp-dir", "/host/var/lib/kubelet/seccomp", "seccomp directory of the kubelet")

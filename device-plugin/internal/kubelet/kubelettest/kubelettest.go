@@ -275,7 +275,7 @@ func dial(socket string) (*grpc.ClientConn, error) {
 // ShortDir returns a directory whose path leaves room for a socket's name.
 func ShortDir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "dp")
+	dir, err := os.MkdirTemp("", "dp") //nolint:usetesting // the path of a test's own directory is too long for a socket below it
 	if err != nil {
 		t.Fatal(err)
 	}
