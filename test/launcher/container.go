@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +16,9 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"podvirt.dev/internal/nicalias"
+	"podvirt.dev/internal/nl"
 )
 
 // userID is uid and gid of every launcher.
@@ -27,6 +32,7 @@ type containerSpec struct {
 	Root   string            // directory that becomes /
 	Mounts map[string]string // path in the container: directory or file on the machine
 	Argv   []string
+	Tap    bool // the network of a masqueraded NIC, as the CNI plugin leaves it, without NAT and redirection
 }
 
 // enter makes this process, which has its own mount, PID and network namespace, the first one of the container. It
@@ -35,6 +41,11 @@ func enter(text string) error {
 	var spec containerSpec
 	if err := json.Unmarshal([]byte(text), &spec); err != nil {
 		return err
+	}
+	if spec.Tap {
+		if err := makeNetwork(); err != nil {
+			return fmt.Errorf("network: %w", err)
+		}
 	}
 	if err := mountAll(spec); err != nil {
 		return err
@@ -58,6 +69,59 @@ func enter(text string) error {
 		}
 	}
 	return unix.Exec(spec.Argv[0], spec.Argv, env)
+}
+
+// The guest's address and that of the Pod's end.
+const (
+	guestAddress = "10.0.2.2/24"
+	podAddress   = "10.0.2.1/24"
+	guestMAC     = "02:00:00:00:00:01"
+	guestMTU     = 1450
+)
+
+// makeNetwork makes eth0, tap0 and svc0 (network.md 2.8).
+func makeNetwork() error {
+	h, err := nl.Open()
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	mac, err := net.ParseMAC(guestMAC)
+	if err != nil {
+		return err
+	}
+	alias, err := nicalias.NIC{
+		Name: "default", Interface: "eth0", Binding: "masquerade", MAC: mac, Guest4: netip.MustParsePrefix(guestAddress),
+		MultiQueue: true, PortBase: 49152,
+	}.Encode()
+	if err != nil {
+		return err
+	}
+	uid := uint32(userID)
+	return errors.Join(
+		h.AddBridge("eth0"), // any interface will do
+		nl.AddTap("tap0", nl.Tap{UID: &uid, MultiQueue: true}),
+		nl.AddTap("svc0", nl.Tap{UID: &uid}),
+		set(h, "tap0", nl.Changes{Alias: alias, MTU: guestMTU, Up: true}),
+		set(h, "svc0", nl.Changes{Alias: nicalias.Service(), Up: true}),
+		address(h, "tap0", podAddress),
+	)
+}
+
+func set(h *nl.Handle, name string, c nl.Changes) error {
+	link, err := h.Link(name)
+	if err != nil {
+		return err
+	}
+	return h.Set(link.Index, c)
+}
+
+func address(h *nl.Handle, name, prefix string) error {
+	link, err := h.Link(name)
+	if err != nil {
+		return err
+	}
+	return h.AddAddress(link.Index, netip.MustParsePrefix(prefix))
 }
 
 func mountAll(spec containerSpec) error {
