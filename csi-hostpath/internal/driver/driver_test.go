@@ -1,6 +1,7 @@
 package driver
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -21,7 +22,7 @@ import (
 func TestDiskHasItsSizeAndKeepsIt(t *testing.T) {
 	for _, fsType := range pooltest.Types() {
 		b := newBench(t, fsType)
-		for _, size := range []int64{64 << 20, 1 << 30, 1000000001, 20 << 30} {
+		for _, size := range []int64{64 << 20, 300 << 20, 1 << 30, 1000000001, 20 << 30} {
 			t.Run(fmt.Sprintf("%s/%d", fsType, size), func(t *testing.T) {
 				r := request{name: "root", pod: "a", size: size, parameters: map[string]string{"content": "disk"}}
 				handle := b.create(r)
@@ -37,11 +38,34 @@ func TestDiskHasItsSizeAndKeepsIt(t *testing.T) {
 				if err := os.WriteFile(filepath.Join(target, "more"), nil, 0o600); !errors.Is(err, unix.EROFS) {
 					t.Errorf("adding a file = %v; want it refused", err)
 				}
+				if size <= 64<<20 || size <= 300<<20 && fsType == "xfs" {
+					writeInPieces(t, disk, size)
+				}
 				if size <= 64<<20 {
 					growAsFarAsPossible(t, disk, size)
 				}
 				b.remove(handle, r)
 			})
+		}
+	}
+}
+
+// writeInPieces writes every second block and then the others: a guest may do that and must not run out of space.
+func writeInPieces(t *testing.T, disk string, size int64) {
+	f, err := os.OpenFile(disk, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	block := bytes.Repeat([]byte("x"), 4096)
+	for half := range int64(2) {
+		for at := half * 4096; at < size; at += 2 * 4096 {
+			if _, err := f.WriteAt(block, at); err != nil {
+				t.Fatalf("writing at %d of %d: %v", at, size, err)
+			}
+		}
+		if err := f.Sync(); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
@@ -288,6 +312,10 @@ func TestRefusals(t *testing.T) {
 		"unknown file system": {
 			request{size: size, fsType: "zfs"}, nil,
 			codes.InvalidArgument, `fstype "zfs": not one of xfs, ext4, btrfs`,
+		},
+		"a disk in btrfs": {
+			request{size: size, fsType: "btrfs", parameters: map[string]string{"content": "disk"}}, nil,
+			codes.InvalidArgument, "fstype btrfs: not for content disk; use xfs or ext4",
 		},
 		"mount option": {request{size: size, flags: []string{"dax"}}, nil, codes.InvalidArgument, `mount option: "dax": not one of`},
 		"readers only": {

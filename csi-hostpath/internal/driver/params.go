@@ -205,18 +205,21 @@ func shape(r *volume.Request, capabilities []*csi.VolumeCapability, s shaping) e
 			annotationPreallocation, r.Preallocation, s.where.Name))
 	}
 	if r.Mode == volume.ModeFilesystem && (s.where.HardSize == poolconfig.HardSizeImage || s.class.hardSize == poolconfig.HardSizeImage) {
-		r.FSType, err = imageType(fsType, r.Size)
+		r.FSType, err = imageType(fsType, *r)
 		errs = append(errs, err)
 	}
 	return invalid(errors.Join(errs...))
 }
 
 // imageType is the file system inside the volume's image.
-func imageType(asked string, size int64) (string, error) {
+func imageType(asked string, r volume.Request) (string, error) {
 	if asked == "" {
-		asked = filesystem.Default(size)
+		asked = filesystem.Default(r.Size)
 	}
-	return asked, filesystem.Check(asked, size)
+	if r.Content == volume.ContentDisk {
+		return asked, filesystem.CheckDisk(asked, r.Size)
+	}
+	return asked, filesystem.Check(asked, r.Size)
 }
 
 // modeOf sets the volume mode and returns the file system asked for.
