@@ -50,7 +50,13 @@ type Record struct {
 }
 
 // Build makes sure that the image's archive is current.
+// Others who build the same image wait: a program must not change between hashing and writing it.
 func (b Builder) Build(ctx context.Context, image recipe.Image) (Result, error) {
+	release, err := b.Roots.Store.Lock("image-" + image.Name)
+	if err != nil {
+		return Result{}, err
+	}
+	defer release()
 	parts, err := b.parts(ctx, image)
 	if err != nil {
 		return Result{}, fmt.Errorf("image %s: %w", image.Name, err)
@@ -113,6 +119,17 @@ func (b Builder) parts(ctx context.Context, image recipe.Image) (parts, error) {
 		}
 		p.Entries, p.Sums = append(p.Entries, entry), append(p.Sums, sum)
 	}
+	learnt, err := b.learn(ctx, image, p)
+	if err != nil {
+		return p, err
+	}
+	for _, entry := range learnt {
+		sum, err := store.Sum(entry.Source)
+		if err != nil {
+			return p, err
+		}
+		p.Entries, p.Sums = append(p.Entries, entry), append(p.Sums, sum)
+	}
 	return p, nil
 }
 
@@ -152,11 +169,6 @@ func (b Builder) compile(ctx context.Context, p recipe.Program, name string) (st
 }
 
 func (b Builder) write(image recipe.Image, p parts, key string) (Result, error) {
-	release, err := b.Roots.Store.Lock("image-" + image.Name)
-	if err != nil {
-		return Result{}, err
-	}
-	defer release()
 	layers, err := p.layers()
 	if err != nil {
 		return Result{}, err

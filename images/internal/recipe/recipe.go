@@ -22,6 +22,13 @@ type Image struct {
 	Cmd        []string
 	Env        []string
 	User       string // "uid:gid"; empty is root
+	Learn      *Learn
+}
+
+// Learn is a command that is run in the image when it is built, and finds out what a container would else have to.
+type Learn struct {
+	Command []string // its first word is one of the image's programs; a directory to write to is added as last argument
+	Dir     string   // where in the image the files go that the command wrote
 }
 
 // Ref is the name under which the image is imported.
@@ -104,6 +111,8 @@ func launcher() Image {
 		Entrypoint: []string{"/usr/bin/reaper", "/usr/bin/launcher"},
 		Env:        []string{searchPath},
 		User:       "107:107",
+		// Asking QEMU what it can do takes seconds (design.md section 4).
+		Learn: &Learn{Command: []string{"/usr/bin/launcher", "capabilities"}, Dir: "/usr/share/podvirt/qemu-capabilities"},
 	}
 }
 
