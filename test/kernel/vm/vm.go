@@ -24,6 +24,7 @@ type Machine struct {
 	stderr  strings.Builder
 	copying sync.WaitGroup
 	copied  []error
+	waited  bool
 }
 
 // New builds a machine and checks its description. It starts nothing.
@@ -133,6 +134,7 @@ func (m *Machine) Start(ctx context.Context) error {
 // Wait waits until the guest has powered off or QEMU has ended otherwise, and until all that the guest wrote to its serial
 // ports is copied. A guest that powers off is no error, whatever it did before.
 func (m *Machine) Wait() error {
+	m.waited = true
 	err := m.cmd.Wait()
 	m.copying.Wait()
 	if err != nil {
