@@ -54,7 +54,7 @@ func TestVM(t *testing.T) {
 	t.Run("nothing in the container has a right", func(t *testing.T) { checkUnprivileged(t, ns, pod) })
 	t.Run("the launcher's own port stays its own", func(t *testing.T) {
 		body := mustCurl(t, ns, fmt.Sprintf("http://%s/metrics", net.JoinHostPort(pod.Status.PodIP, "49155")))
-		for _, want := range []string{`podvirt_vm_accelerator_info{accelerator="tcg"`, "podvirt_vm_state", "kubevirt_vmi_memory_domain_bytes"} {
+		for _, want := range []string{`accelerator="tcg"} 1`, "podvirt_vm_state", "kubevirt_vmi_memory_domain_bytes"} {
 			if !strings.Contains(body, want) {
 				t.Errorf("/metrics lacks %s", want)
 			}
@@ -133,9 +133,12 @@ func checkVerbs(t *testing.T, ns *harness.Namespace, pod *corev1.Pod) {
 	if now := vmProcesses(t, ns, pod)["qemu-system-x86"]; now != qemu || qemu == 0 {
 		t.Errorf("QEMU was %d and is %d; a reset keeps it", qemu, now)
 	}
-	result, err := ns.TryExec(t.Context(), pod.Name, api.ContainerName, nil, "launcher", "ctl", "no-such-verb")
+	result, err := ns.TryExec(t.Context(), pod.Name, api.ContainerName, nil, "launcher", "ctl", "pause", "now")
 	if err != nil || result.Code != 2 {
-		t.Errorf("unknown verb: %+v, %v; want exit 2", result, err)
+		t.Errorf("wrong usage: %+v, %v; want exit 2", result, err)
+	}
+	if _, err := ns.TryExec(t.Context(), pod.Name, api.ContainerName, nil, "sh"); err == nil || !strings.Contains(err.Error(), "podvirt-exec") {
+		t.Errorf("a shell beside the VM: %v; want a refusal by policy podvirt-exec", err)
 	}
 }
 
