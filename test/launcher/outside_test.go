@@ -89,7 +89,7 @@ func TestMetricsOff(t *testing.T) {
 // TestNodeFacts asks libvirt and QEMU of the image, as uid 107, and compares with libvirt's own words (SC-001, SC-009).
 func TestNodeFacts(t *testing.T) {
 	p := newPod(t, nil)
-	p.spec.Argv = []string{"/usr/bin/launcher", "node-facts", "--virt-type", "tcg", "--timeout", "60s"}
+	p.spec.Argv = []string{"/usr/bin/reaper", "/usr/bin/launcher", "node-facts", "--virt-type", "tcg", "--timeout", "60s"}
 	v := p.start()
 	if code, _ := v.wait(); code != 0 {
 		t.Fatalf("exit %d: %s", code, v.log)
@@ -130,7 +130,7 @@ func wantTCG(t *testing.T, cpu api.CPUFacts) {
 // start, the others be refused (SC-002). One VM asks for all features of the facts at once.
 func TestFeaturesStart(t *testing.T) {
 	p := newPod(t, nil)
-	p.spec.Argv = []string{"/usr/bin/launcher", "node-facts", "--virt-type", "tcg", "--only", "cpu"}
+	p.spec.Argv = []string{"/usr/bin/reaper", "/usr/bin/launcher", "node-facts", "--virt-type", "tcg", "--only", "cpu"}
 	v := p.start()
 	if code, _ := v.wait(); code != 0 {
 		t.Fatalf("exit %d: %s", code, v.log)
