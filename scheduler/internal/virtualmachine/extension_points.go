@@ -75,7 +75,7 @@ func (pl *Plugin) ScoreExtensions() fwk.ScoreExtensions { return pl }
 func (pl *Plugin) NormalizeScore(_ context.Context, _ fwk.CycleState, _ *corev1.Pod, scores fwk.NodeScoreList) *fwk.Status {
 	if pl.args.Score[scoreCPUFit] == 0 {
 		for i := range scores {
-			scores[i].Score = fwk.MaxNodeScore
+			scores[i].Score = fwk.MaxScore
 		}
 		return nil
 	}

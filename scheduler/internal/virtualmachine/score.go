@@ -39,9 +39,9 @@ func normalize(scores fwk.NodeScoreList) {
 	}
 	for i := range scores {
 		if low == high {
-			scores[i].Score = fwk.MaxNodeScore
+			scores[i].Score = fwk.MaxScore
 			continue
 		}
-		scores[i].Score = fwk.MaxNodeScore * (high - scores[i].Score) / (high - low)
+		scores[i].Score = fwk.MaxScore * (high - scores[i].Score) / (high - low)
 	}
 }
