@@ -180,7 +180,8 @@ func makeDevices(dev string) error {
 	if err := os.MkdirAll(filepath.Join(dev, "net"), 0o755); err != nil {
 		return err
 	}
-	if err := bind("/dev/net/tun", filepath.Join(dev, "net/tun")); err != nil {
+	tun := filepath.Join(dev, "net/tun") // the container's own node, and its user's, as CDI makes it
+	if err := errors.Join(unix.Mknod(tun, unix.S_IFCHR|0o660, int(unix.Mkdev(10, 200))), os.Chown(tun, userID, userID)); err != nil {
 		return err
 	}
 	return os.Mkdir(filepath.Join(dev, "shm"), 0o777|os.ModeSticky)

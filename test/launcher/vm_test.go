@@ -26,11 +26,26 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, "container:", enter(spec))
 		os.Exit(125)
 	}
-	os.Exit(m.Run())
+	os.Exit(inRoot(m.Run))
+}
+
+// rootEnv names the directory of this run that becomes the root of its containers.
+const rootEnv = "PODVIRT_TEST_ROOT"
+
+func inRoot(run func() int) int {
+	root, err := os.MkdirTemp(cache(), "test-launcher-")
+	if err != nil { // not root, or no cache: the tests say what they need
+		return run()
+	}
+	defer func() { _ = os.RemoveAll(root) }()
+	if err := os.Setenv(rootEnv, root); err != nil {
+		return 1
+	}
+	return run()
 }
 
 // patience bounds every wait: emulation on a busy machine is slow.
-const patience = 60 * time.Second
+const patience = 180 * time.Second
 
 // world is what all tests share: the built programs over the root file system of the launcher's image.
 type world struct {
@@ -60,11 +75,8 @@ func makeWorld() (world, error) {
 	if _, err := os.Stat(w.tiny); err != nil {
 		return w, errNotBuilt
 	}
-	w.root = filepath.Join(cache(), "test-launcher")
-	if err := os.RemoveAll(w.root); err != nil {
-		return w, err
-	}
-	if out, err := exec.Command("cp", "-a", "--reflink=auto", rootfs, w.root).CombinedOutput(); err != nil {
+	w.root = os.Getenv(rootEnv)
+	if out, err := exec.Command("cp", "-a", "--reflink=auto", rootfs+"/.", w.root).CombinedOutput(); err != nil {
 		return w, fmt.Errorf("copying the root file system: %w: %s", err, out)
 	}
 	for _, dir := range []string{"vm", "run/podvirt", "proc", "sys", "dev", "tmp", "usr/share/podvirt/qemu-capabilities"} {

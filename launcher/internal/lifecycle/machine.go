@@ -282,7 +282,7 @@ func (m *Machine) news(e virt.Event) {
 
 // sameReboot is the time within which further resets belong to the same reboot: firmware and kernels pull more than one
 // lever.
-const sameReboot = time.Second
+const sameReboot = 5 * time.Second
 
 // reset acts on a reset of the machine, which is the guest's wish to reboot unless we asked for it.
 func (m *Machine) reset(ctx context.Context, e virt.Event) *Outcome {
