@@ -158,14 +158,25 @@ func (c *unlockedController) ValidateVolumeCapabilities(
 		return nil, err
 	}
 	for _, capability := range req.GetVolumeCapabilities() {
-		mode, err := checkCapability(capability)
-		if err != nil || mode != found.Mode {
-			return &csi.ValidateVolumeCapabilitiesResponse{Message: fmt.Sprintf("the volume has mode %s", found.Mode)}, nil
+		if why := unfit(found, capability); why != "" {
+			return &csi.ValidateVolumeCapabilitiesResponse{Message: why}, nil
 		}
 	}
 	return &csi.ValidateVolumeCapabilitiesResponse{Confirmed: &csi.ValidateVolumeCapabilitiesResponse_Confirmed{
 		VolumeContext: req.GetVolumeContext(), VolumeCapabilities: req.GetVolumeCapabilities(), Parameters: req.GetParameters(),
 	}}, nil
+}
+
+// unfit says why a volume does not have a capability; "" when it has.
+func unfit(v volume.Volume, capability *csi.VolumeCapability) string {
+	mode, err := checkCapability(capability)
+	switch {
+	case err != nil:
+		return err.Error()
+	case mode != v.Mode:
+		return fmt.Sprintf("the volume has mode %s", v.Mode)
+	}
+	return ""
 }
 
 // ListVolumes pages by handle: the token is the last handle of the page before, so that volumes which come and go

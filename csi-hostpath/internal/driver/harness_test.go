@@ -2,6 +2,7 @@ package driver
 
 import (
 	"context"
+	"maps"
 	"net"
 	"path/filepath"
 	"strings"
@@ -129,9 +130,7 @@ func (r request) capability() *csi.VolumeCapability {
 // tryCreate calls CreateVolume as external-provisioner does, for claim shop/NAME.
 func (b *bench) tryCreate(r request) (*csi.Volume, error) {
 	params := map[string]string{paramClaimNamespace: "shop", paramClaimName: r.name}
-	for key, value := range r.parameters {
-		params[key] = value
-	}
+	maps.Copy(params, r.parameters)
 	resp, err := b.CreateVolume(b.t.Context(), &csi.CreateVolumeRequest{
 		Name: "pvc-" + r.name, CapacityRange: &csi.CapacityRange{RequiredBytes: r.size},
 		VolumeCapabilities: []*csi.VolumeCapability{r.capability()}, Parameters: params,

@@ -190,7 +190,7 @@ func shape(r *volume.Request, capabilities []*csi.VolumeCapability, s shaping) e
 	}
 	var errs []error
 	if source := s.annotations[annotationImport]; source != "" && source != "blank:" {
-		errs = append(errs, fmt.Errorf("%s: %q: this version of the driver makes blank volumes only: blank:", annotationImport, source))
+		errs = append(errs, fmt.Errorf("%s: %q: this version of the driver makes blank volumes only", annotationImport, source))
 	}
 	r.Content, err = contentOf(r.Mode, s.annotations[annotationContent], s.class.content)
 	errs = append(errs, err)

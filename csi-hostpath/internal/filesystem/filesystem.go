@@ -145,8 +145,7 @@ func run(ctx context.Context, argv ...string) error {
 		return nil
 	}
 	code := -1
-	var exit *exec.ExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		code = exit.ExitCode()
 	}
 	if stderr.Len() == 0 {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -46,9 +47,9 @@ func Read() (Table, error) {
 // At returns the topmost mount at a path.
 func (t Table) At(path string) (Mount, bool) {
 	path = filepath.Clean(path)
-	for i := len(t) - 1; i >= 0; i-- {
-		if t[i].Point == path {
-			return t[i], true
+	for _, mount := range slices.Backward(t) {
+		if mount.Point == path {
+			return mount, true
 		}
 	}
 	return Mount{}, false
@@ -58,9 +59,9 @@ func (t Table) At(path string) (Mount, bool) {
 func (t Table) Below(dir string) []string {
 	prefix := filepath.Clean(dir) + "/"
 	var points []string
-	for i := len(t) - 1; i >= 0; i-- {
-		if strings.HasPrefix(t[i].Point, prefix) {
-			points = append(points, t[i].Point)
+	for _, mount := range slices.Backward(t) {
+		if strings.HasPrefix(mount.Point, prefix) {
+			points = append(points, mount.Point)
 		}
 	}
 	return points

@@ -20,7 +20,7 @@ import (
 	"podvirt.dev/csi-hostpath/internal/volume"
 )
 
-// ErrNoPool: the node has no pool of the name.
+// ErrNoPool says that the node has no pool of the name.
 var ErrNoPool = errors.New("no such pool")
 
 const (

@@ -25,7 +25,7 @@ func Types() []string { return []string{"xfs", "ext4", "btrfs"} }
 func newImage(t testing.TB, fsType string) string {
 	t.Helper()
 	name := fsType + ".img"
-	dir, err := os.MkdirTemp("/dev/shm", "podvirt-pool.")
+	dir, err := os.MkdirTemp("/dev/shm", "podvirt-pool.") //nolint:usetesting // t.TempDir is not in memory
 	if err != nil {
 		return filepath.Join(t.TempDir(), name)
 	}

@@ -51,9 +51,9 @@ func TestMain(m *testing.M) {
 		}
 		return nil
 	}
-	os.Exit(cli.Main(func(ctx context.Context, args []string, std cli.Streams) int {
+	cli.Main(func(ctx context.Context, args []string, std cli.Streams) int {
 		return RunWithFault(ctx, args, std, hook)
-	}))
+	})
 }
 
 // process is a driver in a process of its own, on one pool.
