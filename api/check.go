@@ -79,35 +79,46 @@ func defaultFirmware(arch string) FirmwareKind {
 }
 
 func checkDisk(p *parser, d *Disk) {
+	checkCDROM(p, d)
+	checkDiskModes(p, d)
 	key := "disk." + d.Name
-	wrong := func(option, value, text string) { p.optionValue(key, option, value, text) }
-	if d.Type == DiskTypeCDROM {
-		switch d.Bus {
-		case "virtio":
-			wrong("bus", d.Bus, "there is no virtio CD-ROM; sata, scsi, usb")
-		case "nvme":
-			wrong("bus", d.Bus, "there is no NVMe CD-ROM; sata, scsi, usb")
-		}
-	}
 	if limit := serialLimit(d.Bus, d.Type); len(d.Serial) > limit && d.Bus != "" {
-		wrong("serial", d.Serial, fmt.Sprintf("%d characters, %s allows %d", len(d.Serial), d.Bus, limit))
-	}
-	if d.IO == "native" && (d.Cache == "writethrough" || d.Cache == "writeback" || d.Cache == "unsafe") {
-		wrong("io", d.IO, "needs cache none or directsync")
-	}
-	if isTrue(d.Shareable) && (d.Cache != "" && d.Cache != "none" && d.Cache != "directsync" || d.Format == "qcow2") {
-		p.fail(key, Prefix+key+": shareable: needs cache none or directsync and a raw disk")
-	}
-	if (d.IOThread == "dedicated" || d.IOThread == "pool") && (d.Bus == "sata" || d.Bus == "usb") {
-		wrong("iothread", d.IOThread, "not on bus "+d.Bus)
+		p.optionValue(key, "serial", d.Serial, fmt.Sprintf("%d characters, %s allows %d", len(d.Serial), d.Bus, limit))
 	}
 	checkBlockSize(p, key, d.BlockSize)
 	checkLimits(p, key)
-	if d.TrayOpen && d.Type == DiskTypeDisk {
-		wrong("tray", "open", "only a CD-ROM has a tray")
+}
+
+func checkCDROM(p *parser, d *Disk) {
+	key := "disk." + d.Name
+	if d.Type == DiskTypeCDROM {
+		switch d.Bus {
+		case "virtio":
+			p.optionValue(key, "bus", d.Bus, "there is no virtio CD-ROM; sata, scsi, usb")
+		case "nvme":
+			p.optionValue(key, "bus", d.Bus, "there is no NVMe CD-ROM; sata, scsi, usb")
+		}
+		if d.Empty > 0 {
+			p.optionValue(key, "empty", p.values[key].options["empty"], "a CD-ROM cannot be written")
+		}
 	}
-	if d.Empty > 0 && d.Type == DiskTypeCDROM {
-		wrong("empty", p.values[key].options["empty"], "a CD-ROM cannot be written")
+	if d.TrayOpen && d.Type == DiskTypeDisk {
+		p.optionValue(key, "tray", "open", "only a CD-ROM has a tray")
+	}
+}
+
+// checkDiskModes is about how the host reads and writes the disk.
+func checkDiskModes(p *parser, d *Disk) {
+	key := "disk." + d.Name
+	if d.IO == "native" && slices.Contains([]string{"writethrough", "writeback", "unsafe"}, d.Cache) {
+		p.optionValue(key, "io", d.IO, "needs cache none or directsync")
+	}
+	direct := slices.Contains([]string{"", "none", "directsync"}, d.Cache)
+	if isTrue(d.Shareable) && (!direct || d.Format == "qcow2") {
+		p.fail(key, Prefix+key+": shareable: needs cache none or directsync and a raw disk")
+	}
+	if (d.IOThread == "dedicated" || d.IOThread == "pool") && (d.Bus == "sata" || d.Bus == "usb") {
+		p.optionValue(key, "iothread", d.IOThread, "not on bus "+d.Bus)
 	}
 }
 

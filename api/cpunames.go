@@ -1,7 +1,7 @@
 package api
 
-// The names below are those of the CPU map of libvirt 11.3, the library in the launcher image. A named model also exists in numbered forms: Haswell-v4. Which of them a node can give
-// is a fact of the node, not of this list.
+// The names below are those of the CPU map of libvirt 11.3, the library in the launcher image. A named model also exists
+// in numbered forms: Haswell-v4. Which of them a node can give is a fact of the node, not of this list.
 
 // cpuModels are the named CPU models of amd64, then those of arm64.
 const cpuModels = `

@@ -44,10 +44,7 @@ const (
 // Overhead returns what the cgroup of container vm must hold beyond guest memory, in integer MiB arithmetic so that
 // launcher, policies and documentation give one number: limits.memory = guest memory + overhead.
 func (f Footprint) Overhead() MiB {
-	factor := MiB(f.FactorTenths)
-	if factor < 10 {
-		factor = 10
-	}
+	factor := MiB(max(10, f.FactorTenths))
 	return ceilDiv((f.fixed()+ceilDiv(f.Guest, OverheadPageTables))*factor, 10)
 }
 

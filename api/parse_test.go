@@ -45,8 +45,8 @@ func TestErrorTexts(t *testing.T) {
 		{"eviction", map[string]string{KeyEviction: "LiveMigrate"}, []string{
 			`podvirt.dev/eviction: "LiveMigrate": not one of migrate, migrate-if-possible, none, external; nearest: migrate`,
 		}},
-		{"migration, all at once", map[string]string{KeyMigration: "max-downtime=soon,bandwith=1Mi"}, []string{
-			`podvirt.dev/migration: bandwith: unknown option; nearest: bandwidth`,
+		{"migration, all at once", map[string]string{KeyMigration: "max-downtime=soon,bandwdth=1Mi"}, []string{
+			`podvirt.dev/migration: bandwdth: unknown option; nearest: bandwidth`,
 			`podvirt.dev/migration: max-downtime=soon: not a duration; example: 500ms`,
 		}},
 		{"tsc-hz", map[string]string{KeyClock: "tsc-hz=2.4"}, []string{

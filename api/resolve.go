@@ -137,7 +137,7 @@ func (r *resolver) platform() {
 	if m.Console.Device == "" {
 		m.Console.Device = ConsoleAuto
 	}
-	if t := r.pod.Terminal; m.Console.Mode == ConsoleAttach && t != nil && !(t.Stdin && t.TTY) {
+	if t := r.pod.Terminal; m.Console.Mode == ConsoleAttach && t != nil && (!t.Stdin || !t.TTY) {
 		r.value("console", r.values["console"].raw, "attach needs stdin: true and tty: true on container vm")
 	}
 	if m.Video.Model == "" {

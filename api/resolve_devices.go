@@ -210,20 +210,8 @@ func (r *resolver) completeDisk(d *Disk) {
 		d.ReadOnly = &no
 	}
 	r.diskBus(key, d)
-	if limit := serialLimit(d.Bus, d.Type); d.Serial == "" {
-		d.Serial = DefaultSerial(d.Name, limit)
-	} else if len(d.Serial) > limit && r.values[key] != nil && r.values[key].options["bus"] == "" {
-		r.optionValue(key, "serial", d.Serial, fmt.Sprintf("%d characters, %s allows %d", len(d.Serial), d.Bus, limit))
-	}
-	if d.Overlay == "" {
-		d.Overlay = OverlayOff
-		if d.Source == SourceImage && !cdrom {
-			d.Overlay = OverlayOn
-		}
-	}
-	if d.Format == "" && d.Source != SourceImage && d.Empty == 0 {
-		d.Format = "raw"
-	}
+	r.diskSerial(key, d)
+	completeLayers(d)
 	if d.Cache == "unsafe" && d.Empty == 0 && d.Overlay == OverlayOff && d.Source != SourceUnknown {
 		r.optionValue(key, "cache", d.Cache, "only with overlay or empty")
 	}
@@ -233,6 +221,27 @@ func (r *resolver) completeDisk(d *Disk) {
 	d.IOThread = orWord(d.IOThread, "shared")
 	r.diskQueues(key, d)
 	r.emptyDisk(key, d)
+}
+
+func (r *resolver) diskSerial(key string, d *Disk) {
+	if limit := serialLimit(d.Bus, d.Type); d.Serial == "" {
+		d.Serial = DefaultSerial(d.Name, limit)
+	} else if len(d.Serial) > limit && r.values[key] != nil && r.values[key].options["bus"] == "" {
+		r.optionValue(key, "serial", d.Serial, fmt.Sprintf("%d characters, %s allows %d", len(d.Serial), d.Bus, limit))
+	}
+}
+
+// completeLayers says what lies below the guest's disk: an overlay over images, raw content in claims.
+func completeLayers(d *Disk) {
+	if d.Overlay == "" {
+		d.Overlay = OverlayOff
+		if d.Source == SourceImage && d.Type != DiskTypeCDROM {
+			d.Overlay = OverlayOn
+		}
+	}
+	if d.Format == "" && d.Source != SourceImage && d.Empty == 0 {
+		d.Format = "raw"
+	}
 }
 
 func (r *resolver) diskBus(key string, d *Disk) {

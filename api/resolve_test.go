@@ -54,34 +54,31 @@ func TestResolveDefaults(t *testing.T) {
 	if err := errs.Err(); err != nil {
 		t.Fatal(err)
 	}
-	if got.ID != "web-0" || got.Hostname != "web-0" || got.UUID != DefaultUUID("shop", "web-0") || got.UUID == DefaultUUID("shop", "web-1") {
-		t.Errorf("identity: %q, host name %q, UUID %q", got.ID, got.Hostname, got.UUID)
-	}
-	if got.VCPUs != 2 || got.CPU.Model != CPUHostModel || got.Machine != "q35" || got.Firmware.Kind != FirmwareBIOS {
-		t.Errorf("vCPUs %d, model %q, machine %q, firmware %q", got.VCPUs, got.CPU.Model, got.Machine, got.Firmware.Kind)
-	}
-	// 106 fixed, 6 vCPUs, 1 IO thread, 4 disks + seed + NIC = 12, 16 video, 2 page tables
-	if got.Overhead != 143 || got.Memory.Guest != 1017 {
-		t.Errorf("overhead %d, memory %d", got.Overhead, got.Memory.Guest)
+	if got.UUID != DefaultUUID("shop", "web-0") || got.UUID == DefaultUUID("shop", "web-1") {
+		t.Errorf("UUID %q", got.UUID)
 	}
 	var boot []string
 	for _, d := range got.BootOrder {
 		boot = append(boot, d.String())
 	}
-	if diff := cmp.Diff([]string{"disk.root", "disk.data", "disk.tmp", "disk.drivers"}, boot); diff != "" {
-		t.Errorf("boot order (-want,+got):\n%s", diff)
+	root, cdrom := got.Disks[0], got.Disks[3]
+	want := []any{
+		"web-0", "web-0", 2, CPUHostModel, "q35", FirmwareBIOS,
+		// 106 fixed, 6 vCPUs, 1 IO thread, 4 disks + seed + NIC = 12, 16 video, 2 page tables
+		MiB(143), MiB(1017),
+		[]string{"disk.root", "disk.data", "disk.tmp", "disk.drivers"},
+		OverlayOn, "virtio", "root", 2, DiskTypeCDROM, "sata", true,
+		170 * time.Second, CloudInitNoCloud, "shop/web-0", []string{"ops"},
 	}
-	if d := got.Disks[0]; d.Overlay != OverlayOn || d.Bus != "virtio" || d.Serial != "root" || d.Queues != 2 {
-		t.Errorf("root: %+v", d)
+	have := []any{
+		got.ID, got.Hostname, got.VCPUs, got.CPU.Model, got.Machine, got.Firmware.Kind,
+		got.Overhead, got.Memory.Guest,
+		boot,
+		root.Overlay, root.Bus, root.Serial, root.Queues, cdrom.Type, cdrom.Bus, *cdrom.ReadOnly,
+		got.Lifecycle.ShutdownTimeout, got.Guest.CloudInit, got.Guest.InstanceID, got.SSHUsers,
 	}
-	if d := got.Disks[3]; d.Type != DiskTypeCDROM || d.Bus != "sata" || !*d.ReadOnly {
-		t.Errorf("CD-ROM: %+v", d)
-	}
-	if got.Lifecycle.ShutdownTimeout != 170*time.Second || got.Guest.CloudInit != CloudInitNoCloud || got.Guest.InstanceID != "shop/web-0" {
-		t.Errorf("shutdown %s, cloud-init %s, instance %s", got.Lifecycle.ShutdownTimeout, got.Guest.CloudInit, got.Guest.InstanceID)
-	}
-	if diff := cmp.Diff([]string{"ops"}, got.SSHUsers); diff != "" {
-		t.Errorf("users (-want,+got):\n%s", diff)
+	if diff := cmp.Diff(want, have); diff != "" {
+		t.Errorf("resolved (-want,+got):\n%s", diff)
 	}
 }
 

@@ -1,6 +1,10 @@
 package api
 
 func machineRows() []Annotation {
+	return append(chipsetRows(), firmwareRows()...)
+}
+
+func chipsetRows() []Annotation {
 	const group = "Machine"
 	return []Annotation{
 		{
@@ -54,6 +58,12 @@ func machineRows() []Annotation {
 			Default: "hpet off, pit delay, rtc catchup, kvm on",
 			Meaning: "timers and their tick policies",
 		},
+	}
+}
+
+func firmwareRows() []Annotation {
+	const group = "Machine"
+	return []Annotation{
 		{
 			Key: "firmware", Group: group, Change: NewPod, Kind: Options,
 			Value: word("bios uefi none").later("bios uefi"),
@@ -129,19 +139,7 @@ func hypervOptions() []Option {
 
 func deviceRows() []Annotation {
 	const group = "Devices"
-	return []Annotation{
-		{
-			Key: "disk-defaults", Group: group, Change: Restart, Kind: Options, Options: diskOptions(), Later: true,
-			Default: "none", Meaning: "options for every disk that does not say otherwise",
-		},
-		{
-			Key: "cdrom-defaults", Group: group, Change: Restart, Kind: Options, Options: diskOptions(), Later: true,
-			Default: "none", Meaning: "options for every CD-ROM that does not say otherwise",
-		},
-		{
-			Key: "nic-defaults", Group: group, Change: Restart, Kind: Options, Options: nicOptions(), Later: true,
-			Default: "none", Meaning: "options for every NIC that does not say otherwise",
-		},
+	return append(defaultsRows(group), []Annotation{
 		{
 			Key: "video", Group: group, Change: Restart, Kind: Options,
 			Value: word("auto none vga virtio bochs cirrus ramfb qxl"),
@@ -208,6 +206,23 @@ func deviceRows() []Annotation {
 			Options: []Option{{Name: "cid", Value: integer(3, 1<<32-2).outside("reserved; use 3 or more").later("")}},
 			Default: "`off`",
 			Meaning: "`on`: unix sockets in `/run/podvirt/vsock`; `kernel`: vhost-vsock with a CID from the device plugin",
+		},
+	}...)
+}
+
+func defaultsRows(group string) []Annotation {
+	return []Annotation{
+		{
+			Key: "disk-defaults", Group: group, Change: Restart, Kind: Options, Options: diskOptions(), Later: true,
+			Default: "none", Meaning: "options for every disk that does not say otherwise",
+		},
+		{
+			Key: "cdrom-defaults", Group: group, Change: Restart, Kind: Options, Options: diskOptions(), Later: true,
+			Default: "none", Meaning: "options for every CD-ROM that does not say otherwise",
+		},
+		{
+			Key: "nic-defaults", Group: group, Change: Restart, Kind: Options, Options: nicOptions(), Later: true,
+			Default: "none", Meaning: "options for every NIC that does not say otherwise",
 		},
 	}
 }

@@ -71,21 +71,21 @@ func ParseConfig(data map[string]string) (Config, Errors) {
 	var errs Errors
 	good := make(map[string]string, len(data))
 	for key, value := range data {
-		switch s := settings().lookup(key); {
-		case s == nil:
+		s := settings().lookup(key)
+		if s == nil {
 			errs = append(errs, Error{Key: key, Text: "data." + key + ": unknown key" + nearestSuffix(key, settings().names)})
-		default:
-			wrong := s.check(value)
-			for _, text := range wrong {
-				shown := quote(value)
-				if s.Lines {
-					shown = `"…"`
-				}
-				errs = append(errs, Error{Key: key, Text: fmt.Sprintf("data.%s: %s: %s", key, shown, text)})
+			continue
+		}
+		wrong := s.check(value)
+		for _, text := range wrong {
+			shown := quote(value)
+			if s.Lines {
+				shown = `"…"`
 			}
-			if len(wrong) == 0 {
-				good[key] = value
-			}
+			errs = append(errs, Error{Key: key, Text: fmt.Sprintf("data.%s: %s: %s", key, shown, text)})
+		}
+		if len(wrong) == 0 {
+			good[key] = value
 		}
 	}
 	config := newConfig(good)

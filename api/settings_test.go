@@ -35,7 +35,7 @@ func TestParseConfig(t *testing.T) {
 
 func TestConfigErrors(t *testing.T) {
 	_, errs := ParseConfig(map[string]string{
-		"migration.bandwith": "1", "emulation": "yes", "cpu.allocation-ratio": "0", "nodes.min-write-interval": "10ms",
+		"migration.bandwdth": "1", "emulation": "yes", "cpu.allocation-ratio": "0", "nodes.min-write-interval": "10ms",
 		"network.default-binding": "masq", "network.v4-cidr": "10.0.2.0/31", "cpu.obsolete-models": "-Haswell",
 		"rebalance": "on", "network.mac-prefix": "01", "tpyo": "x",
 	})
@@ -43,7 +43,7 @@ func TestConfigErrors(t *testing.T) {
 		`data.cpu.allocation-ratio: "0": 1 to 1000`,
 		`data.cpu.obsolete-models: "-Haswell": -Haswell: not on the built-in list`,
 		`data.emulation: "yes": not one of forbid, allow`,
-		`data.migration.bandwith: unknown key; nearest: migration.bandwidth`,
+		`data.migration.bandwdth: unknown key; nearest: migration.bandwidth`,
 		`data.network.default-binding: "masq": not one of masquerade, bridge, wire, passt, macvtap, sriov; nearest: masquerade`,
 		`data.network.mac-prefix: "01": multicast`,
 		`data.network.v4-cidr: "10.0.2.0/31": /31 has no room for gateway and guest`,

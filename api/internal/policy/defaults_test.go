@@ -3,7 +3,6 @@ package policy
 import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/utils/ptr"
 )
 
 // setDefaults fills in what the API server fills into a Pod when it decodes it and after every mutation, as far as the
@@ -59,5 +58,5 @@ func orDefault[T any](p *T, value T) *T {
 	if p != nil {
 		return p
 	}
-	return ptr.To(value)
+	return new(value)
 }

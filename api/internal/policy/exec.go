@@ -22,7 +22,8 @@ func exec() []runtime.Object {
 	}
 	variables := []admissionv1.Variable{
 		{Name: "command", Expression: `object.?command.orValue([]).map(w, string(w))`},
-		{Name: "tool", Expression: `variables.command.size() > 1 && variables.command[0].matches(r'^(?:/usr/bin/)?launcher$') ? variables.command[1] : ""`},
+		{Name: "tool", Expression: `variables.command.size() > 1 && variables.command[0].matches(r'^(?:/usr/bin/)?launcher$')
+  ? variables.command[1] : ""`},
 		{Name: "verb", Expression: `variables.tool == "probe" ? "probe" : variables.tool != "ctl" || variables.command.size() < 3 ? "" :
   variables.command[2] == "agent" && variables.command.size() > 3 ? "agent " + variables.command[3] : variables.command[2]`},
 		{Name: "rights", Expression: "{" + strings.Join(rights, ", ") + "}"},
@@ -31,33 +32,32 @@ func exec() []runtime.Object {
 	allowed := fmt.Sprintf(`authorizer.group(%s).resource(%s).subresource(variables.right).namespace(request.namespace).name(request.name).check("create").allowed()`,
 		str(api.RightsGroup), str(api.RightsResource))
 	return validatingPolicy("podvirt-exec", admissionv1.ValidatingAdmissionPolicySpec{
-		MatchConstraints: &admissionv1.MatchResources{ResourceRules: []admissionv1.NamedRuleWithOperations{rule("", "v1", connect, "pods/exec", "pods/attach")}},
+		MatchConstraints: &admissionv1.MatchResources{ResourceRules: []admissionv1.NamedRuleWithOperations{rule("", connect, "pods/exec", "pods/attach")}},
 		MatchConditions:  []admissionv1.MatchCondition{{Name: "vm", Expression: `object.?container.orValue("") in ["", "vm"]`}},
 		Variables:        variables,
 		Validations: []admissionv1.Validation{
 			{
-				Expression:        `request.subResource == "attach" || variables.tool in ["ctl", "probe"]`,
-				Message:           `container vm takes only "launcher ctl" and "launcher probe"`,
-				MessageExpression: `"container vm takes only \"launcher ctl\" and \"launcher probe\", not " + (variables.command.size() == 0 ? "an empty command" : strings.quote(variables.command[0]))`,
-				Reason:            reason(metav1.StatusReasonForbidden),
+				Expression: `request.subResource == "attach" || variables.tool in ["ctl", "probe"]`,
+				Message:    `container vm takes only "launcher ctl" and "launcher probe"`,
+				MessageExpression: `"container vm takes only \"launcher ctl\" and \"launcher probe\", not " + (variables.command.size() == 0
+  ? "an empty command" : strings.quote(variables.command[0]))`,
+				Reason: new(metav1.StatusReasonForbidden),
 			},
 			{
 				Expression:        `variables.right != "" || !(request.subResource == "attach" || variables.tool in ["ctl", "probe"])`,
 				Message:           `no such verb of launcher ctl`,
 				MessageExpression: `"launcher ctl: " + strings.quote(variables.verb) + ": no such verb"`,
-				Reason:            reason(metav1.StatusReasonInvalid),
+				Reason:            new(metav1.StatusReasonInvalid),
 			},
 			{
 				Expression:        `variables.right == "" || ` + allowed,
 				Message:           `the verb needs a right on virtualmachines in API group podvirt.dev`,
 				MessageExpression: `"needs the right to create virtualmachines/" + variables.right + " in API group podvirt.dev"`,
-				Reason:            reason(metav1.StatusReasonForbidden),
+				Reason:            new(metav1.StatusReasonForbidden),
 			},
 		},
 	}, outsideSystem())
 }
-
-func reason(r metav1.StatusReason) *metav1.StatusReason { return &r }
 
 // outsideSystem leaves the namespaces of Kubernetes and of podvirt itself alone: no VM runs there.
 func outsideSystem() *admissionv1.MatchResources {

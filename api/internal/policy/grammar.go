@@ -20,16 +20,20 @@ func grammar() []admissionv1.Variable {
 		{Name: "odd", Expression: oddValues()},
 		{Name: "known", Expression: knownKeys(rows)},
 		{Name: "later", Expression: laterKeys(rows)},
-		{Name: "unknown", Expression: `variables.keys.filter(k, !(k in variables.known) && !k.matches(` + deviceKey(rows) + `)).map(k, k + ": unknown annotation")`},
+		{Name: "unknown", Expression: `variables.keys.filter(k, !(k in variables.known) && !k.matches(` + deviceKey(rows) + `)).map(k, k
+  + ": unknown annotation")`},
 		{Name: "names", Expression: deviceNames(rows)},
 		{Name: "skipped", Expression: `variables.odd + variables.names + variables.later`},
 		{Name: "read", Expression: `variables.keys.filter(k, !variables.skipped.exists(l, l.startsWith(k + ": ")))`},
 		{Name: "optionsOf", Expression: optionsOf(rows)},
 		{Name: "items", Expression: items()},
-		{Name: "main", Expression: `variables.items.transformMap(k, items, ` + hasMain(rows) + ` && items.size() > 0 && !items[0].contains("=") && !(items[0] in variables.optionsOf[?k].orValue([])), items[0])`},
+		{Name: "main", Expression: `variables.items.transformMap(k, items, ` + hasMain(rows) + ` && items.size() > 0 && !items[0].contains("=")
+  && !(items[0] in variables.optionsOf[?k].orValue([])), items[0])`},
 		{Name: "records", Expression: records()},
-		{Name: "twice", Expression: `variables.records.transformMap(k, rs, rs.map(r, r[0]).filter(n, rs.filter(r, r[0] == n).size() > 1).distinct())`},
-		{Name: "first", Expression: `variables.records.transformMap(k, rs, lists.range(rs.size()).filter(i, rs.map(r, r[0]).indexOf(rs[i][0]) == i).map(i, rs[i]))`},
+		{Name: "twice", Expression: `variables.records.transformMap(k, rs, rs.map(r, r[0]).filter(n, rs
+  .filter(r, r[0] == n).size() > 1).distinct())`},
+		{Name: "first", Expression: `variables.records.transformMap(k, rs, lists.range(rs.size()).filter(i, rs
+  .map(r, r[0]).indexOf(rs[i][0]) == i).map(i, rs[i]))`},
 		{Name: "empty", Expression: emptyOptions(rows)},
 		{Name: "itemLines", Expression: itemLines()},
 		{Name: "values", Expression: soundValues()},
@@ -73,7 +77,8 @@ func oddValues() string {
 	}
 	return fmt.Sprintf(`variables.keys.filter(k, !(k in %s)).map(k, `+
 		`size(bytes(variables.a[k])) > %d ? k + ": " + %s + ": longer than %d bytes" : `+
-		`variables.a[k].matches(r'[\x00-\x1f\x7f]') ? k + ": \"" + variables.a[k].findAll(r'[^\x00-\x1f\x7f"]+').join("?") + "\": control characters are not allowed" : "").filter(l, l != "")`,
+		`variables.a[k].matches(r'[\x00-\x1f\x7f]') ? k + ": \"" + variables.a[k].findAll(r'[^\x00-\x1f\x7f"]+').join("?")
+  + "\": control characters are not allowed" : "").filter(l, l != "")`,
 		list(json), api.MaxText, quoted("variables.a[k]"), api.MaxText)
 }
 
@@ -85,7 +90,8 @@ func laterKeys(rows []api.Annotation) string {
 			keys = append(keys, api.Prefix+a.Key)
 		}
 	}
-	return list(keys) + `.filter(k, k in variables.a).map(k, k + ": " + ` + quoted(printable("variables.a[k]")) + ` + ": " + ` + str(api.NotYet) + `)`
+	return list(keys) + `.filter(k, k in variables.a).map(k, k + ": " + ` + quoted(printable("variables.a[k]")) + ` + ": "
+  + ` + str(api.NotYet) + `)`
 }
 
 // printable takes control characters out.
@@ -123,7 +129,8 @@ func deviceNames(rows []api.Annotation) string {
 		prefix := api.Prefix + kind + "."
 		name := fmt.Sprintf("k.substring(%d)", len(prefix))
 		lists = append(lists, fmt.Sprintf(
-			`variables.keys.filter(k, k.startsWith(%s)).map(k, size(%s) > %d ? k + ": " + %s : !%s.matches(%s) ? k + ": " + %s : %s != "" ? k + ": " + %s : "").filter(l, l != "")`,
+			`variables.keys.filter(k, k.startsWith(%s)).map(k, size(%s) > %d ? k + ": " + %s : !%s.matches(%s) ? k + ": " + %s : %s != "" ? k + ": "
+  + %s : "").filter(l, l != "")`,
 			str(prefix), name, api.MaxDeviceName(kind), str(long), name, re(api.DeviceNamePattern), str(bad),
 			unsupported(a.Value, name), str(api.NotYet)))
 	}
@@ -179,7 +186,8 @@ func mains(rows []api.Annotation) []string {
 		}
 		triples = append(triples,
 			fmt.Sprintf(`variables.main.transformList(k, m, k in %s, m.split("+").map(w, [k, w, %s])).flatten()`, keys, wrong(same[0].Value, "w")),
-			fmt.Sprintf(`variables.main.transformList(k, m, k in %s, m.split("+").filter(w, m.split("+").filter(x, x == w).size() > 1).distinct().map(w, [k, w, %s])).flatten()`,
+			fmt.Sprintf(`variables.main.transformList(k, m, k in %s, m.split("+").filter(w, m.split("+").filter(x, x == w).size() > 1).distinct()
+  .map(w, [k, w, %s])).flatten()`,
 				keys, str(api.ListedTwice)))
 	}
 	return triples
@@ -248,8 +256,10 @@ func emptyOptions(rows []api.Annotation) string {
 			entries = append(entries, fmt.Sprintf("%s: %s", str(api.Prefix+a.Key), str(api.NoOptions(a))))
 		}
 	}
-	return fmt.Sprintf(`{%s}.transformList(k, w, variables.items[?k].optMap(items, items.size() == 0).orValue(false), k + ": \"" + variables.a[k] + "\": " + w)
-  + variables.read.filter(k, (%s in variables.optionsOf || k in %s) && variables.a[k].trim() != "" && !variables.a[k].matches(%s)).map(k, k + ": " + %s + ": " + %s)`,
+	return fmt.Sprintf(`{%s}.transformList(k, w, variables.items[?k].optMap(items, items.size() == 0).orValue(false), k + ": \""
+  + variables.a[k] + "\": " + w)
+  + variables.read.filter(k, (%s in variables.optionsOf || k in %s) && variables.a[k].trim() != "" && !variables.a[k].matches(%s)).map(k, k
+  + ": " + %s + ": " + %s)`,
 		strings.Join(entries, ",\n"), rowOf, list(sets), re(api.ItemsPattern), quoted("variables.a[k]"), str(api.EmptyItem))
 }
 
@@ -270,7 +280,8 @@ func asIs(joined string) string { return joined }
 // itemLines gives the lines about items that are no options, or not written as options are.
 func itemLines() string {
 	return fmt.Sprintf(`variables.first.transformList(k, rs, [variables.optionsOf[%[1]s]].map(names, rs.map(r,
-    !(r[0] in names) ? %[2]s + ": " + (k.startsWith("podvirt.dev/nic.") && r[0].matches(r'^dhcp-[0-9]{1,15}$') ? "only 224 to 254" : "unknown option") :
+    !(r[0] in names) ? %[2]s + ": " + (k.startsWith("podvirt.dev/nic.") && r[0].matches(r'^dhcp-[0-9]{1,15}$') ? "only 224 to 254"
+  : "unknown option") :
     !r[1].matches(%[3]s) ? r[0] + "=" + %[4]s + ": " + %[5]s :
     r[2] == "" ? r[0] + "=: " + %[6]s : "").filter(l, l != "")
   + variables.twice[k].filter(n, n in names).map(n, n + ": " + %[7]s)).flatten().map(l, k + ": " + l)).flatten()`,
@@ -280,7 +291,8 @@ func itemLines() string {
 // soundValues gives key, option, value as written, value without quotes, and "ROW OPTION" of every option that is
 // written as options are.
 func soundValues() string {
-	return fmt.Sprintf(`variables.first.transformList(k, rs, rs.filter(r, r[1].matches(%s) && r[2] != "").map(r, [k, r[0], r[1], r[2], %s.substring(12) + " " + r[0]])).flatten()`,
+	return fmt.Sprintf(`variables.first.transformList(k, rs, rs.filter(r, r[1].matches(%s) && r[2] != "")
+  .map(r, [k, r[0], r[1], r[2], %s.substring(12) + " " + r[0]])).flatten()`,
 		re(api.OptionValuePattern), rowOf)
 }
 
@@ -322,8 +334,10 @@ func setItems(rows []api.Annotation) string {
 	var lists []string
 	for _, a := range rows {
 		if a.Kind == api.Set {
-			lists = append(lists, fmt.Sprintf(`[%[1]s].filter(k, k in variables.read && variables.a[k].trim() != "" && variables.a[k].matches(%[2]s)).map(k, variables.a[k].findAll(r'%[3]s').map(i, i.trim())
-  .map(i, i.contains("=") ? [k, i.substring(0, i.indexOf("=")), i.substring(i.indexOf("=") + 1)] : [k, i, %[4]s]).map(r, [r[0], r[1], r[2], %[5]s])).flatten()`,
+			lists = append(lists, fmt.Sprintf(`[%[1]s].filter(k, k in variables.read && variables.a[k].trim() != ""
+  && variables.a[k].matches(%[2]s)).map(k, variables.a[k].findAll(r'%[3]s').map(i, i.trim())
+  .map(i, i.contains("=") ? [k, i.substring(0, i.indexOf("=")), i.substring(i.indexOf("=") + 1)] : [k, i, %[4]s])
+  .map(r, [r[0], r[1], r[2], %[5]s])).flatten()`,
 				str(api.Prefix+a.Key), re(api.ItemsPattern), api.ItemPattern, str(a.Policies[0]), wrong(a.Value, "r[1]")))
 		}
 	}
@@ -340,8 +354,10 @@ func set(rows []api.Annotation) string {
 	}
 	return fmt.Sprintf(`%[1]s.filter(k, k in variables.read && variables.a[k].trim() == "").map(k, k + ": " + %[2]s + ": " + %[3]s)
 + variables.featureItems.filter(r, r[3] != "").map(r, r[0] + ": " + %[4]s + ": " + r[3])
-+ variables.featureItems.filter(r, r[3] == "" && variables.featureItems.filter(x, x[1] == r[1]).size() > 1).map(r, r[0] + ": " + r[1] + ": " + %[5]s).distinct()
-+ lists.range(variables.featureItems.size()).filter(i, variables.featureItems.map(r, r[1]).indexOf(variables.featureItems[i][1]) == i).map(i, variables.featureItems[i])
++ variables.featureItems.filter(r, r[3] == "" && variables.featureItems.filter(x, x[1] == r[1]).size() > 1).map(r, r[0] + ": " + r[1]
+  + ": " + %[5]s).distinct()
++ lists.range(variables.featureItems.size()).filter(i, variables.featureItems.map(r, r[1]).indexOf(variables.featureItems[i][1]) == i)
+  .map(i, variables.featureItems[i])
   .filter(r, r[3] == "" && !(r[2] in %[6]s)).map(r, r[0] + ": " + r[1] + "=" + %[7]s + ": " + %[8]s)`,
 		list(keys), quoted("variables.a[k]"), str(api.EmptyItem), shown("r[1]"), str(api.ListedTwice), list(policies), shown("r[2]"), str(api.PolicyMessage))
 }

@@ -13,9 +13,10 @@ import (
 // newVMPods matches VM Pods as they are created.
 func newVMPods() (*admissionv1.MatchResources, []admissionv1.MatchCondition) {
 	return &admissionv1.MatchResources{ResourceRules: []admissionv1.NamedRuleWithOperations{
-			rule("", "v1", []admissionv1.OperationType{admissionv1.Create}, "pods"),
+			rule("", []admissionv1.OperationType{admissionv1.Create}, "pods"),
 		}}, []admissionv1.MatchCondition{
-			{Name: "vm", Expression: `object.?metadata.?labels[?"podvirt.dev/vm"].orValue("") != "" && object.spec.containers.exists(c, c.name == "vm")`},
+			{Name: "vm", Expression: `object.?metadata.?labels[?"podvirt.dev/vm"].orValue("") != "" && object.spec.containers
+  .exists(c, c.name == "vm")`},
 		}
 }
 
@@ -100,12 +101,14 @@ func defaultVM() []runtime.Object {
 	match, conditions := newVMPods()
 	variables := all(commonVariables(), podVariables(), grammarOfSizes(), guestVariables(), []admissionv1.Variable{
 		{Name: "c", Expression: `object.spec.containers[variables.index]`},
-		{Name: "owner", Expression: `object.metadata.?ownerReferences.orValue([]).filter(r, r.?controller.orValue(false)).map(r, string(r.kind))`},
+		{Name: "owner", Expression: `object.metadata.?ownerReferences.orValue([]).filter(r, r.?controller.orValue(false))
+  .map(r, string(r.kind))`},
 		{Name: "tenths", Expression: `int(` + setting("memory.overhead-factor", "1.0") + `.replace(".", ""))`},
 		{Name: "overhead", Expression: overhead("variables.guest", "variables.tenths")},
 		{Name: "tcg", Expression: fmt.Sprintf(`variables.a[?%s].orValue("kvm") == "tcg"`, str(api.KeyAccelerator))},
 		{Name: "token", Expression: `"/var/run/secrets/kubernetes.io/serviceaccount"`},
-		{Name: "tokenUsers", Expression: `object.spec.containers.filter(c, c.name != "vm").filter(c, c.?volumeMounts.orValue([]).exists(m, m.mountPath == variables.token)).size()
+		{Name: "tokenUsers", Expression: `object.spec.containers.filter(c, c.name != "vm").filter(c, c.?volumeMounts.orValue([])
+  .exists(m, m.mountPath == variables.token)).size()
   + object.spec.?initContainers.orValue([]).filter(c, c.?volumeMounts.orValue([]).exists(m, m.mountPath == variables.token)).size()`},
 		{Name: "grace", Expression: `has(object.spec.terminationGracePeriodSeconds) ? int(object.spec.terminationGracePeriodSeconds) : 30`},
 	})
@@ -128,15 +131,19 @@ func grammarOfSizes() []admissionv1.Variable {
 			re(api.ItemsPattern))},
 		{Name: "word", Expression: `variables.a.transformMap(k, v, k in variables.good, v)`},
 		{Name: "mainWord", Expression: `variables.a.transformMap(k, v, k in variables.good, v.split(",")[0].trim())`},
-		{Name: "pairs", Expression: fmt.Sprintf(`variables.a.transformMap(k, v, k in variables.good, v.findAll(r'%s').map(i, i.trim()).filter(i, i.contains("="))
-  .map(i, [i.substring(0, i.indexOf("=")), i.substring(i.indexOf("=") + 1).replace("\"", "")]).filter(r, k != %s || r[1].matches(r'^[0-9]{1,4}$')))`,
+		{Name: "pairs", Expression: fmt.Sprintf(`variables.a.transformMap(k, v, k in variables.good, v.findAll(r'%s').map(i, i.trim())
+  .filter(i, i.contains("="))
+  .map(i, [i.substring(0, i.indexOf("=")), i.substring(i.indexOf("=") + 1).replace("\"", "")]).filter(r, k != %s
+  || r[1].matches(r'^[0-9]{1,4}$')))`,
 			api.ItemPattern, str(api.KeyCPUTopology))},
-		{Name: "o", Expression: `variables.pairs.transformMap(k, rs, rs.transformMapEntry(i, r, rs.map(r, r[0]).indexOf(r[0]) == i, {r[0]: r[1]}))`},
+		{Name: "o", Expression: `variables.pairs.transformMap(k, rs, rs.transformMapEntry(i, r, rs
+  .map(r, r[0]).indexOf(r[0]) == i, {r[0]: r[1]}))`},
 		{Name: "disks", Expression: sortedGood(api.KeyDisk)},
 		{Name: "nics", Expression: sortedGood(api.KeyNIC)},
 		{Name: "vcpus", Expression: vcpus()},
 		{Name: "diskNames", Expression: `variables.diskPaths.map(m, m[0].split("/")[3]).distinct()`},
-		{Name: "made", Expression: `variables.disks.filter(k, k in variables.o && !(k.substring(17) in variables.diskNames) && ("empty" in variables.o[k] || variables.o[k][?"type"].orValue("") == "cdrom"))`},
+		{Name: "made", Expression: `variables.disks.filter(k, k in variables.o && !(k.substring(17) in variables.diskNames)
+  && ("empty" in variables.o[k] || variables.o[k][?"type"].orValue("") == "cdrom"))`},
 	}
 }
 
@@ -164,7 +171,8 @@ func podFields() admissionv1.Mutation {
 		annotation(`true`, api.KeyVM, `object.metadata.labels["podvirt.dev/vm"]`),
 		annotation(`variables.owner == ["StatefulSet"]`, api.KeyIdentity, `"pod"`),
 		annotation(`true`, api.KeyShutdown, `"agent+acpi," + `+timeout),
-		add(shutdown+` in variables.a && variables.a[`+shutdown+`] != "" && !`+explicit, `"/metadata/annotations/" + jsonpatch.escapeKey(`+shutdown+`)`,
+		add(shutdown+` in variables.a && variables.a[`+shutdown+`] != "" && !`+explicit, `"/metadata/annotations/"
+  + jsonpatch.escapeKey(`+shutdown+`)`,
 			`variables.a[`+shutdown+`] + "," + `+timeout),
 		add(fmt.Sprintf(`variables.grace == %d && !%s`, api.KubernetesGracePeriod, explicit), `"/spec/terminationGracePeriodSeconds"`, fmt.Sprint(api.DefaultGracePeriod)),
 		add(`object.spec.?schedulerName.orValue("default-scheduler") == "default-scheduler"`, `"/spec/schedulerName"`, str(api.SchedulerName)),
@@ -263,7 +271,8 @@ func podVolume() string {
 
 // scratchVolume is an emptyDir with room for overlays and for the throw-away disks that annotations ask for.
 func scratchVolume() string {
-	empties := `variables.made.filter(k, variables.o[k][?"empty"].orValue("").matches(` + re(api.QuantityPattern) + `)).map(k, ` + mib(`variables.o[k]["empty"]`) + `).sum()`
+	empties := `variables.made.filter(k, variables.o[k][?"empty"].orValue("").matches(` + re(api.QuantityPattern) + `))
+  .map(k, ` + mib(`variables.o[k]["empty"]`) + `).sum()`
 	return `emptyDir: Object.spec.volumes.emptyDir{sizeLimit: ` + showMiB(empties+` + 1024`) + `}`
 }
 

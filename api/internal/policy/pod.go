@@ -21,10 +21,14 @@ func podVariables() []admissionv1.Variable {
 		{Name: "spec", Expression: `variables.template.spec`},
 		{Name: "vm", Expression: `variables.spec.containers.filter(c, c.name == "vm")`},
 		{Name: "limits", Expression: `variables.vm.size() == 0 ? {} : variables.vm[0].?resources.?limits.orValue({})`},
-		{Name: "mounts", Expression: `variables.vm.map(c, c.?volumeDevices.orValue([]).map(d, [string(d.devicePath), string(d.name), "block"]) + c.?volumeMounts.orValue([]).map(m, [string(m.mountPath), string(m.name), "mount"])).flatten().map(m, [m[0].endsWith("/") && size(m[0]) > 1 ? m[0].substring(0, size(m[0]) - 1) : m[0], m[1], m[2]])`},
+		{Name: "mounts", Expression: `variables.vm.map(c, c.?volumeDevices.orValue([]).map(d, [string(d.devicePath), string(d.name), "block"])
+  + c.?volumeMounts.orValue([]).map(m, [string(m.mountPath), string(m.name), "mount"])).flatten().map(m, [m[0].endsWith("/")
+  && size(m[0]) > 1 ? m[0].substring(0, size(m[0]) - 1) : m[0], m[1], m[2]])`},
 		{Name: "paths", Expression: `variables.mounts.map(m, m[0]).filter(p, p.startsWith("/vm/"))`},
-		{Name: "diskMounts", Expression: `variables.mounts.filter(m, m[0].matches(r'^/vm/(?:disks|cdroms)/[^/]+$') && ` + diskNameWrong() + ` == "")`},
-		{Name: "diskPaths", Expression: `lists.range(variables.diskMounts.size()).filter(i, variables.diskMounts.map(m, m[0].split("/")[3]).indexOf(variables.diskMounts[i][0].split("/")[3]) == i).map(i, variables.diskMounts[i])`},
+		{Name: "diskMounts", Expression: `variables.mounts.filter(m, m[0].matches(r'^/vm/(?:disks|cdroms)/[^/]+$')
+  && ` + diskNameWrong() + ` == "")`},
+		{Name: "diskPaths", Expression: `lists.range(variables.diskMounts.size()).filter(i, variables.diskMounts
+  .map(m, m[0].split("/")[3]).indexOf(variables.diskMounts[i][0].split("/")[3]) == i).map(i, variables.diskMounts[i])`},
 		{Name: "volumes", Expression: `variables.spec.?volumes.orValue([])`},
 	}
 }
@@ -40,7 +44,8 @@ func diskNameWrong() string {
 func podRules() []admissionv1.Variable {
 	variables := []admissionv1.Variable{
 		{Name: "diskNames", Expression: `variables.diskPaths.map(m, m[0].split("/")[3]).distinct()`},
-		{Name: "made", Expression: `variables.disks.filter(k, !(k.substring(17) in variables.diskNames) && ("empty" in variables.o[k] || variables.o[k][?"type"].orValue("") == "cdrom"))`},
+		{Name: "made", Expression: `variables.disks.filter(k, !(k.substring(17) in variables.diskNames) && ("empty" in variables.o[k]
+  || variables.o[k][?"type"].orValue("") == "cdrom"))`},
 		{Name: "fieldRules", Expression: fieldRules()},
 		{Name: "pathRules", Expression: pathRules()},
 		{Name: "overhead", Expression: overhead(`variables.guest`, "10")},
@@ -61,9 +66,11 @@ func fieldRules() string {
 + (variables.spec.?hostPID.orValue(false) ? ["spec.hostPID: true: not allowed on a VM Pod"] : [])
 + (variables.spec.?shareProcessNamespace.orValue(false) ? ["spec.shareProcessNamespace: true: not allowed on a VM Pod"] : [])
 + variables.spec.containers.filter(c, c.name != "vm").filter(c, c.?image.orValue("") == %[4]s
-    || c.?volumeDevices.orValue([]).exists(d, d.devicePath.startsWith("/vm/disks/")) || c.?volumeMounts.orValue([]).exists(m, m.mountPath.startsWith("/vm/disks/")))
+    || c.?volumeDevices.orValue([]).exists(d, d.devicePath.startsWith("/vm/disks/")) || c.?volumeMounts.orValue([])
+  .exists(m, m.mountPath.startsWith("/vm/disks/")))
   .map(c, "spec.containers[" + c.name + "]: claims to be the VM; only container \"vm\" can")
-+ variables.spec.containers.filter(c, c.name != "vm").map(c, c.?ports.orValue([]).filter(p, p.containerPort >= %[5]d && p.containerPort <= %[6]d)
++ variables.spec.containers.filter(c, c.name != "vm").map(c, c.?ports.orValue([]).filter(p, p.containerPort >= %[5]d
+  && p.containerPort <= %[6]d)
   .map(p, "spec.containers[" + c.name + "].ports: " + string(p.containerPort) + ": kept for the launcher (%[5]d to %[6]d)")).flatten()`,
 		quoted("variables.label"), good(api.KeyVM), quoted("v"), str(api.AliasImage), api.PortBase, api.PortStatus)
 }
@@ -89,7 +96,8 @@ func pathRules() string {
 
 // claim is the claim behind the volume named x, "" for none.
 func claim(x string) string {
-	return fmt.Sprintf(`variables.volumes.filter(v, v.name == %s).map(v, string(v.?persistentVolumeClaim.?claimName.orValue("")))[?0].orValue("")`, x)
+	return fmt.Sprintf(`variables.volumes.filter(v, v.name == %s)
+  .map(v, string(v.?persistentVolumeClaim.?claimName.orValue("")))[?0].orValue("")`, x)
 }
 
 func podDiskRules() []string {
@@ -98,25 +106,42 @@ func podDiskRules() []string {
 	return []string{
 		// no such disk
 		`variables.disks.filter(k, !(k.substring(17) in variables.diskNames) && !(k in variables.made))
-  .map(k, k + ": no such disk: " + [` + ordered + `].map(ns, ns.size() == 0 ? "none is mounted below /vm/disks or /vm/cdroms" : ns.join(", "))[0])`,
+  .map(k, k + ": no such disk: " + [` + ordered + `].map(ns, ns.size() == 0 ? "none is mounted below /vm/disks or /vm/cdroms"
+  : ns.join(", "))[0])`,
 		// one name at two paths; one claim at two paths
-		`lists.range(variables.diskMounts.size()).map(i, [i, variables.diskMounts.map(m, ` + name + `).indexOf(variables.diskMounts[i][0].split("/")[3])]).filter(p, p[1] < p[0])
-  .map(p, variables.diskMounts[p[0]][0] + ": disk " + variables.diskMounts[p[0]][0].split("/")[3] + " is also at " + variables.diskMounts[p[1]][0])`,
-		`[variables.diskPaths.filter(m, ` + claim("m[1]") + ` != "").map(m, [m[0], ` + claim("m[1]") + `])].map(cs, lists.range(cs.size()).filter(i, i > 0).map(i, [i, cs.slice(0, i).map(c, c[1]).lastIndexOf(cs[i][1])]).filter(p, p[1] >= 0)
+		`lists.range(variables.diskMounts.size()).map(i, [i, variables.diskMounts
+  .map(m, ` + name + `).indexOf(variables.diskMounts[i][0].split("/")[3])]).filter(p, p[1] < p[0])
+  .map(p, variables.diskMounts[p[0]][0] + ": disk " + variables.diskMounts[p[0]][0].split("/")[3] + " is also at "
+  + variables.diskMounts[p[1]][0])`,
+		`[variables.diskPaths.filter(m, ` + claim("m[1]") + ` != "").map(m, [m[0], ` + claim("m[1]") + `])].map(cs, lists.range(cs.size())
+  .filter(i, i > 0).map(i, [i, cs.slice(0, i).map(c, c[1]).lastIndexOf(cs[i][1])]).filter(p, p[1] >= 0)
   .map(p, cs[p[0]][0] + ": claim " + cs[p[0]][1] + " is also at " + cs[p[1]][0])).flatten()`,
 		// options that do not suit what is at the path
-		`variables.disks.filter(k, variables.diskPaths.exists(m, m[0] == "/vm/cdroms/" + k.substring(17)) && !("type" in variables.o[k]) && variables.o[k][?"bus"].orValue("") == "virtio").map(k, k + ": bus=virtio: there is no virtio CD-ROM; sata, scsi, usb")`,
-		`variables.disks.filter(k, variables.diskPaths.exists(m, m[0] == "/vm/cdroms/" + k.substring(17)) && !("type" in variables.o[k]) && variables.o[k][?"bus"].orValue("") == "nvme").map(k, k + ": bus=nvme: there is no NVMe CD-ROM; sata, scsi, usb")`,
-		`variables.diskPaths.filter(m, variables.o[?"podvirt.dev/disk." + ` + name + `].optMap(o, "empty" in o).orValue(false)).map(m, "podvirt.dev/disk." + ` + name + ` + ": empty and a volume at " + m[0] + " exclude each other")`,
-		`variables.disks.filter(k, k.substring(17) in variables.diskNames || k in variables.made).filter(k, variables.o[k][?"queues"].orValue("").matches(r'^[0-9]+$') && int(variables.o[k]["queues"]) > variables.vcpus).map(k, k + ": queues=" + string(int(variables.o[k]["queues"])) + ": " + string(variables.vcpus) + " vCPUs")`,
-		`variables.made.filter(k, "empty" in variables.o[k]).map(k, variables.mounts.filter(m, m[0] == "/vm/scratch").map(m, variables.volumes.filter(v, v.name == m[1] && v.?emptyDir.?sizeLimit.hasValue()).map(v, v.emptyDir.sizeLimit)).flatten()
-  .filter(s, quantity(string(s)).isGreaterThan(quantity("0")) && quantity(variables.o[k]["empty"]).isGreaterThan(quantity(string(s)))).map(s, k + ": empty=" + variables.o[k]["empty"] + ": /vm/scratch has " + ` + showBytes("int(quantity(string(s)).asApproximateFloat())") + `)).flatten()`,
+		`variables.disks.filter(k, variables.diskPaths.exists(m, m[0] == "/vm/cdroms/" + k.substring(17)) && !("type" in variables.o[k])
+  && variables.o[k][?"bus"].orValue("") == "virtio").map(k, k + ": bus=virtio: there is no virtio CD-ROM; sata, scsi, usb")`,
+		`variables.disks.filter(k, variables.diskPaths.exists(m, m[0] == "/vm/cdroms/" + k.substring(17)) && !("type" in variables.o[k])
+  && variables.o[k][?"bus"].orValue("") == "nvme").map(k, k + ": bus=nvme: there is no NVMe CD-ROM; sata, scsi, usb")`,
+		`variables.diskPaths.filter(m, variables.o[?"podvirt.dev/disk." + ` + name + `].optMap(o, "empty" in o).orValue(false))
+  .map(m, "podvirt.dev/disk." + ` + name + ` + ": empty and a volume at " + m[0] + " exclude each other")`,
+		`variables.disks.filter(k, k.substring(17) in variables.diskNames || k in variables.made)
+  .filter(k, variables.o[k][?"queues"].orValue("").matches(r'^[0-9]+$') && int(variables.o[k]["queues"]) > variables.vcpus).map(k, k
+  + ": queues=" + string(int(variables.o[k]["queues"])) + ": " + string(variables.vcpus) + " vCPUs")`,
+		`variables.made.filter(k, "empty" in variables.o[k]).map(k, variables.mounts.filter(m, m[0] == "/vm/scratch").map(m, variables.volumes
+  .filter(v, v.name == m[1] && v.?emptyDir.?sizeLimit.hasValue()).map(v, v.emptyDir.sizeLimit)).flatten()
+  .filter(s, quantity(string(s)).isGreaterThan(quantity("0")) && quantity(variables.o[k]["empty"]).isGreaterThan(quantity(string(s))))
+  .map(s, k + ": empty=" + variables.o[k]["empty"] + ": /vm/scratch has "
+  + ` + showBytes("int(quantity(string(s)).asApproximateFloat())") + `)).flatten()`,
 		// a serial number that is too long for the default bus
-		`variables.disks.filter(k, !("bus" in variables.o[k]) && variables.o[k][?"type"].orValue("") != "cdrom" && !variables.diskPaths.exists(m, m[0] == "/vm/cdroms/" + k.substring(17)) && (k.substring(17) in variables.diskNames || k in variables.made) && size(bytes(variables.o[k][?"serial"].orValue(""))) > 20)
-  .map(k, k + ": serial=" + ` + shown(option("serial")) + ` + ": " + string(size(bytes(` + option("serial") + `))) + " characters, virtio allows 20")`,
+		`variables.disks.filter(k, !("bus" in variables.o[k]) && variables.o[k][?"type"].orValue("") != "cdrom" && !variables.diskPaths
+  .exists(m, m[0] == "/vm/cdroms/" + k.substring(17)) && (k.substring(17) in variables.diskNames || k in variables.made)
+  && size(bytes(variables.o[k][?"serial"].orValue(""))) > 20)
+  .map(k, k + ": serial=" + ` + shown(option("serial")) + ` + ": " + string(size(bytes(` + option("serial") + `)))
+  + " characters, virtio allows 20")`,
 		// unsafe caching of what must not be lost
-		`variables.diskPaths.filter(m, variables.o[?"podvirt.dev/disk." + ` + name + `].optMap(o, o[?"cache"].orValue("") == "unsafe" && !(o[?"overlay"].orValue("") in ["true", "start"])).orValue(false)
-    && !variables.volumes.exists(v, v.name == m[1] && has(v.image) && m[0].startsWith("/vm/disks/") && variables.o["podvirt.dev/disk." + ` + name + `][?"type"].orValue("") != "cdrom" && !("overlay" in variables.o["podvirt.dev/disk." + ` + name + `])))
+		`variables.diskPaths.filter(m, variables.o[?"podvirt.dev/disk." + ` + name + `].optMap(o, o[?"cache"].orValue("") == "unsafe"
+  && !(o[?"overlay"].orValue("") in ["true", "start"])).orValue(false)
+    && !variables.volumes.exists(v, v.name == m[1] && has(v.image) && m[0].startsWith("/vm/disks/") && variables.o["podvirt.dev/disk."
+  + ` + name + `][?"type"].orValue("") != "cdrom" && !("overlay" in variables.o["podvirt.dev/disk." + ` + name + `])))
   .map(m, "podvirt.dev/disk." + ` + name + ` + ": cache=unsafe: only with overlay or empty")`,
 	}
 }
@@ -128,7 +153,8 @@ func showMiB(x string) string {
 
 // showBytes writes whole MiB and GiB as such.
 func showBytes(x string) string {
-	return fmt.Sprintf(`[%s].map(b, b %% 1048576 != 0 ? string(b) : b > 0 && b %% 1073741824 == 0 ? string(b / 1073741824) + "Gi" : string(b / 1048576) + "Mi")[0]`, x)
+	return fmt.Sprintf(`[%s].map(b, b %% 1048576 != 0 ? string(b) : b > 0 && b %% 1073741824 == 0 ? string(b / 1073741824) + "Gi"
+  : string(b / 1048576) + "Mi")[0]`, x)
 }
 
 // mib is a quantity rounded up to whole MiB.
@@ -138,14 +164,19 @@ func mib(x string) string {
 
 // fixedOverhead is the part of the overhead that does not depend on guest memory (api.Footprint).
 func fixedOverhead() string {
-	seeds := fmt.Sprintf(`variables.paths.filter(p, p == %s || p == %s || p.matches(r'^/vm/config/[^/]+$')).size()`, str(api.PathCloudInit), str(api.PathSysprep))
+	seeds := fmt.Sprintf(`variables.paths.filter(p, p == %s || p == %s
+  || p.matches(r'^/vm/config/[^/]+$')).size()`, str(api.PathCloudInit), str(api.PathSysprep))
 	shares := fmt.Sprintf(`variables.paths.filter(p, p.startsWith(%s)).size()`, str(api.PathShares))
-	networks := `variables.a[?"k8s.v1.cni.cncf.io/networks"].optMap(n, n.trim() == "" ? 0 : n.trim().startsWith("[") ? n.findAll(r'"name"\s*:').size() : n.trim().split(",").size()).orValue(0)`
+	networks := `variables.a[?"k8s.v1.cni.cncf.io/networks"].optMap(n, n.trim() == "" ? 0 : n.trim().startsWith("[")
+  ? n.findAll(r'"name"\s*:').size() : n.trim().split(",").size()).orValue(0)`
 	none := `variables.nics.filter(k, variables.o[k][?"binding"].orValue("") == "none").size()`
-	queues := `variables.nics.map(k, variables.o[k][?"queues"].orValue("auto").matches(r'^[0-9]+$') ? (int(variables.o[k]["queues"]) - 1) / 16 : 0).sum()`
-	video := fmt.Sprintf(`[variables.o[?%s].optMap(o, o[?"vram"].orValue("")).orValue("")].map(m, m.matches(%s) ? %s : 0).map(n, n < %d ? %d : n)[0]`,
+	queues := `variables.nics.map(k, variables.o[k][?"queues"].orValue("auto").matches(r'^[0-9]+$') ? (int(variables.o[k]["queues"]) - 1) / 16
+  : 0).sum()`
+	video := fmt.Sprintf(`[variables.o[?%s].optMap(o, o[?"vram"].orValue("")).orValue("")].map(m, m.matches(%s) ? %s : 0).map(n, n < %d ? %d
+  : n)[0]`,
 		str(api.KeyVideo), re(api.QuantityPattern), mib("m"), api.OverheadVideo, api.OverheadVideo)
-	return fmt.Sprintf(`%d + %d * variables.vcpus + %d + %d * (variables.diskNames.size() + variables.made.size() + %s + 1 - %s + %s + %s) + %d * %s
+	return fmt.Sprintf(`%d + %d * variables.vcpus + %d + %d * (variables.diskNames.size() + variables.made.size() + %s + 1 - %s + %s + %s)
+  + %d * %s
   + (%s == "none" ? 0 : %s) + (%s == "tcg" ? %d : 0) + [%s].map(m, m == "" ? 0 : %s)[0]`,
 		api.OverheadFixed, api.OverheadVCPU, api.OverheadIOThread, api.OverheadDevice, seeds, none, networks, queues,
 		api.OverheadShare, shares, mainOf(api.KeyVideo), video, good(api.KeyAccelerator), api.OverheadTCG,
@@ -159,11 +190,15 @@ func overhead(guest, tenths string) string {
 
 func memoryRules() string {
 	huge := `variables.limits.transformList(k, v, k.startsWith("hugepages-"), k).sort()`
-	return fmt.Sprintf(`(%[1]s.size() > 0 && !("podvirt.dev/hugepages" in variables.a) ? ["podvirt.dev/hugepages: limits." + %[1]s[0] + ": " + %[2]s] :
-  !("memory" in variables.limits) ? (!("podvirt.dev/memory" in variables.a) ? ["podvirt.dev/memory: not set, and container vm has no memory limit to take it from"] : []) :
+	return fmt.Sprintf(`(%[1]s.size() > 0 && !("podvirt.dev/hugepages" in variables.a) ? ["podvirt.dev/hugepages: limits." + %[1]s[0] + ": "
+  + %[2]s] :
+  !("memory" in variables.limits) ? (!("podvirt.dev/memory" in variables.a)
+  ? ["podvirt.dev/memory: not set, and container vm has no memory limit to take it from"] : []) :
   %[3]s != "" ? (variables.guest + variables.overhead > variables.limit
-    ? [%[4]s + %[5]s + " + " + %[6]s + " overhead = " + string(variables.guest + variables.overhead) + "Mi exceeds limits.memory " + %[7]s + ": raise the limit to "
-      + string(variables.guest + variables.overhead) + "Mi or lower memory to " + string(variables.limit > variables.overhead ? variables.limit - variables.overhead : 0) + "Mi"] : []) :
+    ? [%[4]s + %[5]s + " + " + %[6]s + " overhead = " + string(variables.guest + variables.overhead) + "Mi exceeds limits.memory " + %[7]s
+  + ": raise the limit to "
+      + string(variables.guest + variables.overhead) + "Mi or lower memory to " + string(variables.limit > variables.overhead
+  ? variables.limit - variables.overhead : 0) + "Mi"] : []) :
   %[8]s
     ? ["podvirt.dev/memory: limits.memory " + %[7]s + " less " + %[9]s + " overhead leaves less than 16Mi for the guest"] : [])`,
 		huge, str(api.NotYet), good(api.KeyMemory), whole(api.KeyMemory), showMiB("variables.guest"), showMiB("variables.overhead"),
@@ -176,17 +211,25 @@ func lifeRules() []string {
 	shutdown := str(api.KeyShutdown)
 	grace := `(has(variables.spec.terminationGracePeriodSeconds) ? variables.spec.terminationGracePeriodSeconds : 30)`
 	return []string{
-		fmt.Sprintf(`[%[1]s].filter(k, k in variables.o && "timeout" in variables.o[k] && duration(variables.o[k]["timeout"]) >= duration(string(%[2]s) + "s")).map(k, %[3]s + "timeout " + variables.o[k]["timeout"] + " does not fit in terminationGracePeriodSeconds " + string(%[2]s))`,
+		fmt.Sprintf(`[%[1]s].filter(k, k in variables.o && "timeout" in variables.o[k]
+  && duration(variables.o[k]["timeout"]) >= duration(string(%[2]s) + "s")).map(k, %[3]s + "timeout " + variables.o[k]["timeout"]
+  + " does not fit in terminationGracePeriodSeconds " + string(%[2]s))`,
 			shutdown, grace, whole(api.KeyShutdown)),
-		fmt.Sprintf(`(%s == "attach" && variables.vm.size() > 0 && !(variables.vm[0].?stdin.orValue(false) && variables.vm[0].?tty.orValue(false)) ? [%s + "attach needs stdin: true and tty: true on container vm"] : [])`,
+		fmt.Sprintf(`(%s == "attach" && variables.vm.size() > 0 && !(variables.vm[0].?stdin.orValue(false)
+  && variables.vm[0].?tty.orValue(false)) ? [%s + "attach needs stdin: true and tty: true on container vm"] : [])`,
 			mainOf(api.KeyConsole), whole(api.KeyConsole)),
-		fmt.Sprintf(`(%s in ["nocloud", "config-drive"] && !variables.paths.exists(p, p == %s) ? [%s + "nothing is mounted at /vm/cloud-init"] : [])`,
+		fmt.Sprintf(`(%s in ["nocloud", "config-drive"] && !variables.paths.exists(p, p == %s) ? [%s + "nothing is mounted at /vm/cloud-init"]
+  : [])`,
 			mainOf(api.KeyCloudInit), str(api.PathCloudInit), whole(api.KeyCloudInit)),
-		fmt.Sprintf(`[variables.spec.?nodeSelector[?"kubernetes.io/arch"].orValue("")].filter(n, n != "" && %[1]s != "" && %[1]s != n && %[2]s != "tcg").map(n, %[3]s + "arch " + %[1]s + " on an " + n + " node needs accelerator tcg")`,
+		fmt.Sprintf(`[variables.spec.?nodeSelector[?"kubernetes.io/arch"].orValue("")].filter(n, n != "" && %[1]s != "" && %[1]s != n
+  && %[2]s != "tcg").map(n, %[3]s + "arch " + %[1]s + " on an " + n + " node needs accelerator tcg")`,
 			good(api.KeyArch), good(api.KeyAccelerator), whole(api.KeyArch)),
-		fmt.Sprintf(`[%[1]s != "" ? %[1]s : variables.spec.?nodeSelector[?"kubernetes.io/arch"].orValue("")].filter(n, %[2]s == "diag288" && n != "" && n != "s390x").map(n, %[3]s + "diag288 is for s390x")`,
+		fmt.Sprintf(`[%[1]s != "" ? %[1]s : variables.spec.?nodeSelector[?"kubernetes.io/arch"].orValue("")].filter(n, %[2]s == "diag288"
+  && n != "" && n != "s390x").map(n, %[3]s + "diag288 is for s390x")`,
 			good(api.KeyArch), mainOf(api.KeyWatchdog), whole(api.KeyWatchdog)),
-		fmt.Sprintf(`(%[1]s == "itco" && !(%[2]s == "" && %[4]s != "arm64" && variables.spec.?nodeSelector[?"kubernetes.io/arch"].orValue("") != "arm64" || %[2]s == "q35" || %[2]s.startsWith("pc-q35-")) ? [%[3]s + "itco needs machine q35"] : [])`,
+		fmt.Sprintf(`(%[1]s == "itco" && !(%[2]s == "" && %[4]s != "arm64"
+  && variables.spec.?nodeSelector[?"kubernetes.io/arch"].orValue("") != "arm64" || %[2]s == "q35" || %[2]s.startsWith("pc-q35-")) ? [%[3]s
+  + "itco needs machine q35"] : [])`,
 			mainOf(api.KeyWatchdog), good(api.KeyMachine), whole(api.KeyWatchdog), good(api.KeyArch)),
 	}
 }

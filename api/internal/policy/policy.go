@@ -89,9 +89,9 @@ func paramRef(kind *admissionv1.ParamKind) *admissionv1.ParamRef {
 	return &admissionv1.ParamRef{Name: api.ConfigName, Namespace: api.SystemNamespace, ParameterNotFoundAction: &allow}
 }
 
-func rule(group, version string, operations []admissionv1.OperationType, resources ...string) admissionv1.NamedRuleWithOperations {
+func rule(group string, operations []admissionv1.OperationType, resources ...string) admissionv1.NamedRuleWithOperations {
 	return admissionv1.NamedRuleWithOperations{RuleWithOperations: admissionv1.RuleWithOperations{
 		Operations: operations,
-		Rule:       admissionv1.Rule{APIGroups: []string{group}, APIVersions: []string{version}, Resources: resources},
+		Rule:       admissionv1.Rule{APIGroups: []string{group}, APIVersions: []string{"v1"}, Resources: resources},
 	}}
 }

@@ -39,90 +39,114 @@ func TestRealServer(t *testing.T) {
 	}
 	awaitPolicies(t, client)
 
-	dryRun := metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}
-	pods := client.CoreV1().Pods("shop")
-	t.Run("short", func(t *testing.T) {
-		pod := readPod(t, "testdata/short.yaml")
-		got, err := pods.Create(t.Context(), pod, dryRun)
-		if err != nil {
-			t.Fatal(err)
-		}
-		want := readPod(t, "testdata/short-completed.yaml")
-		if diff := cmp.Diff(want.Annotations, got.Annotations); diff != "" {
-			t.Errorf("annotations (-want,+got):\n%s", diff)
-		}
-		if diff := cmp.Diff(essence(want), essence(got)); diff != "" {
-			t.Errorf("completed Pod (-want,+got):\n%s", diff)
-		}
-	})
-	t.Run("complete", func(t *testing.T) {
-		pod := readPod(t, "testdata/complete.yaml")
-		got, err := pods.Create(t.Context(), pod, dryRun)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if diff := cmp.Diff(pod.Annotations, got.Annotations); diff != "" {
-			t.Errorf("annotations (-want,+got):\n%s", diff)
-		}
-		if diff := cmp.Diff(essence(pod), essence(got)); diff != "" {
-			t.Errorf("a complete Pod was changed (-want,+got):\n%s", diff)
-		}
-	})
-	t.Run("wrong", func(t *testing.T) {
-		pod := readPod(t, "testdata/short.yaml")
-		pod.Annotations[api.KeyFirmware], pod.Annotations[api.Prefix+"cpu-toplogy"] = "efi", "cores=2"
-		want := `podvirt.dev/cpu-toplogy: unknown annotation | podvirt.dev/firmware: "efi": not one of bios, uefi, none`
-		if _, err := pods.Create(t.Context(), pod, dryRun); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("Pod: %v", err)
-		}
-		deployment := &appsv1.Deployment{
-			ObjectMeta: metav1.ObjectMeta{Name: "db1"},
-			Spec: appsv1.DeploymentSpec{
-				Selector: &metav1.LabelSelector{MatchLabels: pod.Labels}, Template: corev1.PodTemplateSpec{ObjectMeta: pod.ObjectMeta, Spec: pod.Spec},
-			},
-		}
-		deployment.Spec.Template.ObjectMeta = metav1.ObjectMeta{Labels: pod.Labels, Annotations: pod.Annotations}
-		if _, err := client.AppsV1().Deployments("shop").Create(t.Context(), deployment, dryRun); err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("Deployment: %v", err)
-		}
-	})
-	t.Run("no VM", func(t *testing.T) {
-		pod := readPod(t, "testdata/complete.yaml")
-		pod.Labels = nil
-		pod.Annotations = map[string]string{api.Prefix + "nonsense": "x"}
-		got, err := pods.Create(t.Context(), pod, dryRun)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if diff := cmp.Diff(essence(pod), essence(got)); diff != "" {
-			t.Errorf("changed (-want,+got):\n%s", diff)
-		}
-	})
-	t.Run("configuration", func(t *testing.T) {
-		bad := config.DeepCopy()
-		bad.Data["emulation"], bad.Data["migration.bandwith"] = "yes", "1"
-		want := `data.emulation: "yes": not one of forbid, allow | data.migration.bandwith: unknown key`
-		_, err := client.CoreV1().ConfigMaps(api.SystemNamespace).Update(t.Context(), bad, metav1.UpdateOptions{})
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("got %v", err)
-		}
-	})
-	t.Run("emulation", func(t *testing.T) {
-		pod := readPod(t, "testdata/short-tcg.yaml")
-		pod.OwnerReferences = nil
-		pod.Spec.Containers = pod.Spec.Containers[1:]
-		pod.Spec.Containers[0].VolumeMounts, pod.Spec.Volumes = pod.Spec.Containers[0].VolumeMounts[:1], pod.Spec.Volumes[:1]
-		got, err := pods.Create(t.Context(), pod, dryRun)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got.Spec.AutomountServiceAccountToken == nil || *got.Spec.AutomountServiceAccountToken || len(got.Spec.Volumes) != 4 {
-			t.Errorf("the token of the service account is still there: %+v", got.Spec.Volumes)
-		}
-		if len(got.Spec.Containers[0].Resources.Limits) != 3 {
-			t.Errorf("limits %v", got.Spec.Containers[0].Resources.Limits)
-		}
-	})
+	for name, run := range map[string]func(*testing.T, kubernetes.Interface){
+		"short": realShort, "complete": realComplete, "wrong": realWrong, "no VM": realOther, "configuration": realConfig, "emulation": realEmulated,
+	} {
+		t.Run(name, func(t *testing.T) { run(t, client) })
+	}
+}
+
+// tryPod creates a Pod without storing it.
+func tryPod(t *testing.T, client kubernetes.Interface, pod *corev1.Pod) (*corev1.Pod, error) {
+	t.Helper()
+	return client.CoreV1().Pods("shop").Create(t.Context(), pod, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+}
+
+func realShort(t *testing.T, client kubernetes.Interface) {
+	t.Helper()
+	pod := readPod(t, "testdata/short.yaml")
+	got, err := tryPod(t, client, pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := readPod(t, "testdata/short-completed.yaml")
+	if diff := cmp.Diff(want.Annotations, got.Annotations); diff != "" {
+		t.Errorf("annotations (-want,+got):\n%s", diff)
+	}
+	if diff := cmp.Diff(essence(want), essence(got)); diff != "" {
+		t.Errorf("completed Pod (-want,+got):\n%s", diff)
+	}
+}
+
+func realComplete(t *testing.T, client kubernetes.Interface) {
+	t.Helper()
+	pod := readPod(t, "testdata/complete.yaml")
+	got, err := tryPod(t, client, pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(pod.Annotations, got.Annotations); diff != "" {
+		t.Errorf("annotations (-want,+got):\n%s", diff)
+	}
+	if diff := cmp.Diff(essence(pod), essence(got)); diff != "" {
+		t.Errorf("a complete Pod was changed (-want,+got):\n%s", diff)
+	}
+}
+
+func realWrong(t *testing.T, client kubernetes.Interface) {
+	t.Helper()
+	pod := readPod(t, "testdata/short.yaml")
+	pod.Annotations[api.KeyFirmware], pod.Annotations[api.Prefix+"cpu-toplogy"] = "efi", "cores=2"
+	want := `podvirt.dev/cpu-toplogy: unknown annotation | podvirt.dev/firmware: "efi": not one of bios, uefi, none`
+	if _, err := tryPod(t, client, pod); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("Pod: %v", err)
+	}
+	deployment := &appsv1.Deployment{
+		ObjectMeta: metav1.ObjectMeta{Name: "db1"},
+		Spec: appsv1.DeploymentSpec{
+			Selector: &metav1.LabelSelector{MatchLabels: pod.Labels}, Template: corev1.PodTemplateSpec{ObjectMeta: pod.ObjectMeta, Spec: pod.Spec},
+		},
+	}
+	deployment.Spec.Template.ObjectMeta = metav1.ObjectMeta{Labels: pod.Labels, Annotations: pod.Annotations}
+	if _, err := client.AppsV1().Deployments("shop").Create(t.Context(), deployment, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("Deployment: %v", err)
+	}
+}
+
+func realOther(t *testing.T, client kubernetes.Interface) {
+	t.Helper()
+	pod := readPod(t, "testdata/complete.yaml")
+	pod.Labels = nil
+	pod.Annotations = map[string]string{api.Prefix + "nonsense": "x"}
+	got, err := tryPod(t, client, pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(essence(pod), essence(got)); diff != "" {
+		t.Errorf("changed (-want,+got):\n%s", diff)
+	}
+}
+
+func realConfig(t *testing.T, client kubernetes.Interface) {
+	t.Helper()
+	bad, err := client.CoreV1().ConfigMaps(api.SystemNamespace).Get(t.Context(), api.ConfigName, metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad.Data["emulation"], bad.Data["migration.bandwith"] = "yes", "1"
+	want := `data.emulation: "yes": not one of forbid, allow | data.migration.bandwith: unknown key`
+	_, err = client.CoreV1().ConfigMaps(api.SystemNamespace).Update(t.Context(), bad, metav1.UpdateOptions{})
+	if err == nil || !strings.Contains(err.Error(), want) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func realEmulated(t *testing.T, client kubernetes.Interface) {
+	t.Helper()
+	pod := readPod(t, "testdata/short-tcg.yaml")
+	pod.OwnerReferences = nil
+	pod.Spec.Containers = pod.Spec.Containers[1:]
+	pod.Spec.Containers[0].VolumeMounts, pod.Spec.Volumes = pod.Spec.Containers[0].VolumeMounts[:1], pod.Spec.Volumes[:1]
+	got, err := tryPod(t, client, pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Spec.AutomountServiceAccountToken == nil || *got.Spec.AutomountServiceAccountToken || len(got.Spec.Volumes) != 4 {
+		t.Errorf("the token of the service account is still there: %+v", got.Spec.Volumes)
+	}
+	if len(got.Spec.Containers[0].Resources.Limits) != 3 {
+		t.Errorf("limits %v", got.Spec.Containers[0].Resources.Limits)
+	}
 }
 
 // essence is a Pod's spec without what this server adds to every Pod.

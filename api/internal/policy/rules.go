@@ -56,7 +56,8 @@ func vcpuProduct() string {
 
 // vcpus is the product of the topology, else the CPU limit rounded up, else 1.
 func vcpus() string {
-	return fmt.Sprintf(`variables.o[?%s].optMap(t, %s).orValue(variables.limits[?"cpu"].optMap(q, [quantity(string(q)).asApproximateFloat()].map(f, double(int(f)) < f ? int(f) + 1 : int(f))[0]).optMap(n, n < 1 ? 1 : n).orValue(1))`,
+	return fmt.Sprintf(`variables.o[?%s].optMap(t, %s).orValue(variables.limits[?"cpu"].optMap(q, [quantity(string(q)).asApproximateFloat()]
+  .map(f, double(int(f)) < f ? int(f) + 1 : int(f))[0]).optMap(n, n < 1 ? 1 : n).orValue(1))`,
 		str(api.KeyCPUTopology), vcpuProduct())
 }
 
@@ -74,21 +75,15 @@ func cpuRules() string {
 
 func firmwareRules() string {
 	return fmt.Sprintf(`[%[1]s].filter(k, k in variables.o).map(k,
-  (variables.o[k][?"secure-boot"].orValue("") == "true" && (%[2]s == "bios" || %[2]s == "none" || (%[2]s == "" && %[3]s != "arm64")) ? [%[4]s + "secure-boot needs uefi"] : [])
+  (variables.o[k][?"secure-boot"].orValue("") == "true" && (%[2]s == "bios" || %[2]s == "none" || (%[2]s == "" && %[3]s != "arm64"))
+  ? [%[4]s + "secure-boot needs uefi"] : [])
   + (%[2]s == "bios" && %[3]s == "arm64" ? [%[4]s + "arm64 has no bios; use uefi"] : [])).flatten()`,
 		str(api.KeyFirmware), mainOf(api.KeyFirmware), good(api.KeyArch), whole(api.KeyFirmware))
 }
 
 // each maps the keys of a variable through tests; each test is a condition on k and what to say, with k in front.
 func each(keys string, tests ...string) string {
-	joined := ""
-	for i, t := range tests {
-		if i > 0 {
-			joined += ",\n  "
-		}
-		joined += t
-	}
-	return fmt.Sprintf("%s.map(k, [\n  %s\n].filter(l, l != \"\").map(l, k + \": \" + l)).flatten()", keys, joined)
+	return fmt.Sprintf("%s.map(k, [\n  %s\n].filter(l, l != \"\").map(l, k + \": \" + l)).flatten()", keys, strings.Join(tests, ",\n  "))
 }
 
 // say gives the text where the condition holds, else "".
@@ -144,7 +139,8 @@ func nicRules() string {
 		say(binding+` == "masquerade" && k != `+str(api.KeyNIC+api.PodNetwork), `"binding=masquerade: masquerade works only on the pod network; use wire"`),
 		say(binding+` == "" && k != `+str(api.KeyNIC+api.PodNetwork), str(api.OnlyPodNetwork)),
 		say(`size(`+octets+`) > 1 && size(`+octets+`) != 6`, `"mac=" + `+lowerMAC+` + ": " + string(size(`+octets+`)) + " octets; a MAC has 6"`),
-		say(`size(`+octets+`) == 6 && `+mac+`.matches(r'^.[13579bdfBDF]')`, `"mac=" + `+lowerMAC+` + ": " + `+lowerMAC+` + " is a multicast address"`),
+		say(`size(`+octets+`) == 6 && `+mac+`.matches(r'^.[13579bdfBDF]')`, `"mac=" + `+lowerMAC+` + ": " + `+lowerMAC+`
+  + " is a multicast address"`),
 		say(option("queues")+`.matches(r'^[0-9]+$') && int(`+option("queues")+`) > 1 && !(`+model+` in ["", "virtio", "vmxnet3", "igb"])`,
 			saying("queues", `": model " + `+model+` + " has one queue"`)),
 		say(option("tx-ring")+` in ["512", "1024"] && `+binding+` != "vhostuser"`, saying("tx-ring", `": above 256 only for vhostuser"`)),
@@ -165,7 +161,8 @@ func prefixRule(name string, smallest, bits int) string {
 
 // portRules judges each item of option ports: first, last and protocol.
 func portRules() string {
-	item := `[p, p.split("/")[0].split("-")[0], p.split("/")[0].contains("-") ? p.split("/")[0].split("-")[1] : p.split("/")[0], p.contains("/") ? p.split("/")[1] : "tcp"]`
+	item := `[p, p.split("/")[0].split("-")[0], p.split("/")[0].contains("-") ? p.split("/")[0].split("-")[1]
+  : p.split("/")[0], p.contains("/") ? p.split("/")[1] : "tcp"]`
 	return fmt.Sprintf(`variables.nics.filter(k, "ports" in variables.o[k]).map(k, [variables.o[k]["ports"].split("+")].map(ps,
   (ps.size() > %[5]d ? ["ports: " + string(ps.size()) + " items; at most %[5]d"] : [])
   + ps.map(p, %[1]s).map(p,
@@ -179,11 +176,14 @@ func portRules() string {
 func uniqueRules() string {
 	order := `(variables.disks + ` + sortedGood(api.KeyDevice) + ` + variables.nics)`
 	number := func(name, text string) string {
-		same := fmt.Sprintf(`%[1]s.filter(x, %[2]s in variables.o[x] && int(variables.o[x][%[2]s]) == int(variables.o[k][%[2]s]))[0]`, order, str(name))
-		return fmt.Sprintf(`%[1]s.filter(k, %[2]s in variables.o[k]).filter(k, %[3]s != k).map(k, k + ": %[4]s=" + variables.o[k][%[2]s] + ": %[5]s " + %[3]s.substring(%[6]d))`,
+		same := fmt.Sprintf(`%[1]s.filter(x, %[2]s in variables.o[x]
+  && int(variables.o[x][%[2]s]) == int(variables.o[k][%[2]s]))[0]`, order, str(name))
+		return fmt.Sprintf(`%[1]s.filter(k, %[2]s in variables.o[k]).filter(k, %[3]s != k).map(k, k + ": %[4]s=" + variables.o[k][%[2]s]
+  + ": %[5]s " + %[3]s.substring(%[6]d))`,
 			order, str(name), same, name, text, len(api.Prefix))
 	}
 	route := `variables.nics.filter(x, variables.o[x][?"default-route"].orValue("") == "true")`
 	return number("boot", "also used by") + "\n+ " + number("acpi-index", "also on") + "\n+ " +
-		fmt.Sprintf(`%[1]s.filter(k, %[1]s[0] != k).map(k, k + ": default-route=true: also on " + %[1]s[0].substring(%[2]d))`, route, len(api.Prefix))
+		fmt.Sprintf(`%[1]s.filter(k, %[1]s[0] != k).map(k, k + ": default-route=true: also on "
+  + %[1]s[0].substring(%[2]d))`, route, len(api.Prefix))
 }

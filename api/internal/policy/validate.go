@@ -12,18 +12,20 @@ import (
 )
 
 // template is where a kind of object holds the Pod: request.resource.resource decides.
-const template = `request.resource.resource == "pods" ? object : request.resource.resource == "cronjobs" ? object.spec.jobTemplate.spec.template : object.spec.template`
+const template = `request.resource.resource == "pods" ? object : request.resource.resource == "cronjobs"
+  ? object.spec.jobTemplate.spec.template : object.spec.template`
 
 // oldTemplate is the same before an update.
-const oldTemplate = `request.resource.resource == "pods" ? oldObject : request.resource.resource == "cronjobs" ? oldObject.spec.jobTemplate.spec.template : oldObject.spec.template`
+const oldTemplate = `request.resource.resource == "pods" ? oldObject : request.resource.resource == "cronjobs"
+  ? oldObject.spec.jobTemplate.spec.template : oldObject.spec.template`
 
 // podsAndOwners matches Pods and every kind that makes them from a template.
 func podsAndOwners() *admissionv1.MatchResources {
 	operations := []admissionv1.OperationType{admissionv1.Create, admissionv1.Update}
 	return &admissionv1.MatchResources{ResourceRules: []admissionv1.NamedRuleWithOperations{
-		rule("", "v1", operations, "pods"),
-		rule("apps", "v1", operations, "deployments", "statefulsets", "replicasets"),
-		rule("batch", "v1", operations, "jobs", "cronjobs"),
+		rule("", operations, "pods"),
+		rule("apps", operations, "deployments", "statefulsets", "replicasets"),
+		rule("batch", operations, "jobs", "cronjobs"),
 	}}
 }
 
@@ -32,8 +34,10 @@ func aboutVMs() []admissionv1.MatchCondition {
 	label := `(%s).?metadata.?labels[?"podvirt.dev/vm"].orValue("") != ""`
 	return []admissionv1.MatchCondition{
 		{Name: "vm", Expression: fmt.Sprintf(label, template)},
-		{Name: "changed", Expression: `request.operation == "CREATE" || oldObject == null || ((` + template + `).?metadata.?annotations != (` + oldTemplate +
-			`).?metadata.?annotations || (` + template + `).?metadata.?labels != (` + oldTemplate + `).?metadata.?labels || (request.resource.resource != "pods" && (` +
+		{Name: "changed", Expression: `request.operation == "CREATE" || oldObject == null
+  || ((` + template + `).?metadata.?annotations != (` + oldTemplate +
+			`).?metadata.?annotations || (` + template + `).?metadata.?labels != (` + oldTemplate + `).?metadata.?labels
+  || (request.resource.resource != "pods" && (` +
 			template + `).spec != (` + oldTemplate + `).spec))`},
 	}
 }
@@ -46,8 +50,10 @@ func deny(lines string) []admissionv1.Validation {
 	return []admissionv1.Validation{{
 		Expression: fmt.Sprintf("size(variables.%s) == 0", lines),
 		Message:    "the VM's annotations or Pod fields are wrong",
-		MessageExpression: fmt.Sprintf(`[lists.range(variables.%[1]s.size()).filter(i, size(variables.%[1]s.slice(0, i + 1).join(" | ")) < %[2]d).size()].map(n,
-  variables.%[1]s.slice(0, n).join(" | ") + (n < variables.%[1]s.size() ? " | and " + string(variables.%[1]s.size() - n) + " more" : ""))[0]`, lines, shownBytes),
+		MessageExpression: fmt.Sprintf(`[lists.range(variables.%[1]s.size()).filter(i, size(variables.%[1]s.slice(0, i
+  + 1).join(" | ")) < %[2]d).size()].map(n,
+  variables.%[1]s.slice(0, n).join(" | ") + (n < variables.%[1]s.size() ? " | and " + string(variables.%[1]s.size() - n) + " more"
+  : ""))[0]`, lines, shownBytes),
 	}}
 }
 
@@ -86,7 +92,8 @@ func reserved() string {
 	}
 	slices.Sort(entries)
 	return fmt.Sprintf(`request.operation != "CREATE" || request.userInfo.username.startsWith("system:serviceaccount:%s:") ? [] :
-  {%s}.transformList(k, by, k in variables.a, k + ": " + %s + ": " + by)`, api.SystemNamespace, strings.Join(entries, ", "), quoted("variables.a[k]"))
+  {%s}.transformList(k, by, k in variables.a, k + ": " + %s + ": "
+  + by)`, api.SystemNamespace, strings.Join(entries, ", "), quoted("variables.a[k]"))
 }
 
 // validateVMConfig refuses what podvirt-config forbids. It is a policy of its own, because a policy with a parameter
@@ -95,7 +102,8 @@ func validateVMConfig() []runtime.Object {
 	base := `a[?"podvirt.dev/cpu-model"].orValue("")`
 	base = "variables." + base
 	listed := `params.?data[?"cpu.obsolete-models"].orValue("").split(",").map(m, m.trim())`
-	plain := `variables.model.matches(r'^.+-v[0-9]{1,15}$') ? variables.model.substring(0, variables.model.lastIndexOf("-v")) : variables.model`
+	plain := `variables.model.matches(r'^.+-v[0-9]{1,15}$') ? variables.model.substring(0, variables.model.lastIndexOf("-v"))
+  : variables.model`
 	variables := []admissionv1.Variable{
 		{Name: "template", Expression: template},
 		{Name: "a", Expression: annotations},
@@ -103,8 +111,10 @@ func validateVMConfig() []runtime.Object {
 		{Name: "base", Expression: plain},
 		{Name: "listed", Expression: listed},
 		{Name: "errors", Expression: fmt.Sprintf(
-			`(variables.a[?"podvirt.dev/accelerator"].orValue("") == "tcg" && params.?data[?"emulation"].orValue("forbid") != "allow" ? ["podvirt.dev/accelerator: \"tcg\": emulation is not allowed (emulation: forbid)"] : [])
-+ (variables.model.matches(%s) && !variables.listed.exists(m, m == "-" + variables.model || m == "-" + variables.base) && (variables.base in %s || variables.model in variables.listed || variables.base in variables.listed)
+			`(variables.a[?"podvirt.dev/accelerator"].orValue("") == "tcg" && params.?data[?"emulation"].orValue("forbid") != "allow"
+  ? ["podvirt.dev/accelerator: \"tcg\": emulation is not allowed (emulation: forbid)"] : [])
++ (variables.model.matches(%s) && !variables.listed.exists(m, m == "-" + variables.model || m == "-" + variables.base)
+  && (variables.base in %s || variables.model in variables.listed || variables.base in variables.listed)
   ? ["podvirt.dev/cpu-model: \"" + variables.model + "\": " + variables.model + " is on the obsolete list (cpu.obsolete-models)"] : [])`,
 			re(`[A-Za-z0-9][A-Za-z0-9._+-]{0,63}`), list(api.ObsoleteModels()))},
 	}

@@ -79,8 +79,8 @@ func grammar(a api.Annotation) string {
 	for i, o := range a.Options {
 		options[i] = "`" + o.Name + "` (" + value(o.Value) + ")"
 	}
-	if strings.HasSuffix(a.Key, "-defaults") {
-		return "options of `" + strings.Replace(strings.TrimSuffix(a.Key, "-defaults"), "cdrom", "disk", 1) + ".NAME`"
+	if kind, defaults := strings.CutSuffix(a.Key, "-defaults"); defaults {
+		return "options of `" + strings.Replace(kind, "cdrom", "disk", 1) + ".NAME`"
 	}
 	if !a.HasMain() {
 		return "options " + strings.Join(options, ", ")
@@ -112,12 +112,10 @@ func value(v api.Value) string {
 func form(v api.Value) string {
 	switch v.Form {
 	case api.FormInt:
-		switch {
-		case v.Max == 0:
+		if v.Max == 0 {
 			return fmt.Sprintf("integer from %d", v.Min)
-		default:
-			return fmt.Sprintf("integer %d to %d", v.Min, v.Max)
 		}
+		return fmt.Sprintf("integer %d to %d", v.Min, v.Max)
 	case api.FormQuantity:
 		return "quantity"
 	case api.FormDuration:
