@@ -17,9 +17,9 @@ import (
 // TestMain lets the test binary be the reaper.
 func TestMain(m *testing.M) {
 	if os.Getenv("PODVIRT_TEST_REAPER") != "" {
-		os.Exit(run(os.Args[1:], os.Environ()))
+		main()
 	}
-	os.Exit(m.Run())
+	m.Run()
 }
 
 // reaperOf starts a reaper over a shell script. $D is a directory of the test.
@@ -183,7 +183,10 @@ func TestMemory(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
 	proc := "/proc/" + strconv.Itoa(cmd.Process.Pid)
 	await(t, up, "up")
 	rollup := await(t, proc+"/smaps_rollup", `(?m)^Pss_Anon: +[1-9]\d\d`)

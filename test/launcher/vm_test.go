@@ -24,24 +24,26 @@ import (
 func TestMain(m *testing.M) {
 	if spec := os.Getenv(containerEnv); spec != "" {
 		fmt.Fprintln(os.Stderr, "container:", enter(spec))
-		os.Exit(125)
+		syscall.Exit(125)
 	}
-	os.Exit(inRoot(m.Run))
+	inRoot(m)
 }
 
 // rootEnv names the directory of this run that becomes the root of its containers.
 const rootEnv = "PODVIRT_TEST_ROOT"
 
-func inRoot(run func() int) int {
+func inRoot(m *testing.M) {
 	root, err := os.MkdirTemp(cache(), "test-launcher-")
 	if err != nil { // not root, or no cache: the tests say what they need
-		return run()
+		m.Run()
+		return
 	}
 	defer func() { _ = os.RemoveAll(root) }()
 	if err := os.Setenv(rootEnv, root); err != nil {
-		return 1
+		fmt.Fprintln(os.Stderr, err)
+		return
 	}
-	return run()
+	m.Run()
 }
 
 // patience bounds every wait: emulation on a busy machine is slow.
@@ -53,7 +55,7 @@ type world struct {
 	tiny string // disk of the tiny guest
 }
 
-var theWorld = sync.OnceValues(makeWorld) //nolint:gochecknoglobals // built once per run of the tests
+var theWorld = sync.OnceValues(makeWorld)
 
 func cache() string {
 	if dir := os.Getenv("PODVIRT_CACHE"); dir != "" {

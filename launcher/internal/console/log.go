@@ -131,11 +131,11 @@ func (f *filter) clean(out, in []byte) []byte {
 	for _, c := range in {
 		switch f.state {
 		case plain:
-			switch {
-			case c == asciiESC:
-				f.state = escape
-			case c == '\n' || c == '\t' || (c >= ' ' && c != asciiDEL):
+			if c == '\n' || c == '\t' || (c >= ' ' && c != asciiDEL) {
 				out = append(out, c)
+			}
+			if c == asciiESC {
+				f.state = escape
 			}
 		case escape:
 			f.state = afterEscape(c)
@@ -144,12 +144,7 @@ func (f *filter) clean(out, in []byte) []byte {
 				f.state = plain
 			}
 		case text:
-			switch c {
-			case asciiBEL, '\n': // a string that does not end within its line was none
-				f.state = plain
-			case asciiESC:
-				f.state = textEscape
-			}
+			f.state = inText(c)
 		case textEscape:
 			f.state = plain
 			if c != '\\' {
@@ -158,6 +153,18 @@ func (f *filter) clean(out, in []byte) []byte {
 		}
 	}
 	return out
+}
+
+// inText is the state after one more byte of a string. One that does not end within its line was none.
+func inText(c byte) filterState {
+	switch c {
+	case asciiBEL, '\n':
+		return plain
+	case asciiESC:
+		return textEscape
+	default:
+		return text
+	}
 }
 
 func afterEscape(c byte) filterState {

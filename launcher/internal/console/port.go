@@ -24,13 +24,13 @@ const reconnectPause = 100 * time.Millisecond
 
 // Errors of Attach and of sessions.
 var (
-	// ErrBusy: somebody else writes; a reader, or take-over, is possible.
+	// ErrBusy says that somebody else writes; a reader, or take-over, is possible.
 	ErrBusy = errors.New("the console is in use; --take-over takes it, --read-only looks on")
 	// ErrTakenOver ends the session of a writer whose place was taken.
 	ErrTakenOver = errors.New("the console was taken over")
-	// ErrReadOnly: the session may not write.
+	// ErrReadOnly says that the session may not write.
 	ErrReadOnly = errors.New("this session is read-only")
-	// ErrNotConnected: the VM is off.
+	// ErrNotConnected says that the VM is off.
 	ErrNotConnected = errors.New("the console is not connected: the VM is off")
 )
 

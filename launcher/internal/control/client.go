@@ -86,7 +86,7 @@ func (c Client) Console(ctx context.Context, arguments url.Values) (*Stream, err
 	if response.StatusCode == http.StatusSwitchingProtocols {
 		return &Stream{Conn: conn, buffered: reader}, nil
 	}
-	defer func() { _ = conn.Close() }()
+	defer func() { _ = errors.Join(response.Body.Close(), conn.Close()) }()
 	if _, err = decode(response.Body); err == nil {
 		err = errors.New("the launcher did not open a stream")
 	}
@@ -95,8 +95,7 @@ func (c Client) Console(ctx context.Context, arguments url.Values) (*Stream, err
 
 // ExitCode is the exit status of launcher ctl for an error of a Client.
 func ExitCode(err error) int {
-	var refusal *Refusal
-	if errors.As(err, &refusal) {
+	if refusal, ok := errors.AsType[*Refusal](err); ok {
 		return refusal.Code
 	}
 	return exitCode(err)

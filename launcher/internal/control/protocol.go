@@ -28,7 +28,7 @@ const (
 	answerContent = "application/json"
 )
 
-// ErrUsage: an argument is missing or wrong.
+// ErrUsage says that an argument is missing or wrong.
 var ErrUsage = errors.New("usage")
 
 // Answer is what a verb returns: a text for people, a value for programs. Either may be empty.
@@ -92,5 +92,5 @@ type Refusal struct {
 // Error returns the line of the launcher.
 func (e *Refusal) Error() string { return e.Text }
 
-// ErrNoLauncher: nobody listens on the socket.
+// ErrNoLauncher says that nobody listens on the socket.
 var ErrNoLauncher = fmt.Errorf("%w: the launcher does not listen yet, or no more", virt.ErrWrongState)

@@ -10,7 +10,7 @@ import (
 	"podvirt.dev/launcher/internal/domain"
 )
 
-// ErrLocked: another QEMU writes the disk (VM-083).
+// ErrLocked says that another QEMU writes the disk (VM-083).
 var ErrLocked = errors.New("locked by another QEMU")
 
 // LockPatience is how long a start waits for a disk that another QEMU holds: the old Pod of the same VM may still be on

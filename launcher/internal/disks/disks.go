@@ -49,12 +49,11 @@ func (m Maker) Prepare(ctx context.Context, vm api.Machine) ([]domain.Disk, erro
 	var problems []error
 	for _, o := range vm.Disks {
 		d, err := m.prepare(ctx, o)
-		switch {
-		case err == nil:
-			list = append(list, d)
-		default:
+		if err != nil {
 			problems = append(problems, &Error{Path: pathOf(o), Err: err})
+			continue
 		}
+		list = append(list, d)
 	}
 	return list, errors.Join(problems...)
 }
@@ -86,34 +85,34 @@ func (m Maker) prepare(ctx context.Context, o api.Disk) (domain.Disk, error) {
 	case o.Path == "":
 		return d, errors.New("hot-plugged volumes are not served by this version of the launcher")
 	}
-	if err := locate(&d); err != nil {
+	if err := locate(&d); err != nil || d.Source == "" {
 		return d, err
 	}
-	if d.Source == "" {
-		return d, nil
-	}
-	if fromImage(d) {
+	return d, m.open(ctx, &d)
+}
+
+// open makes what was located ready for QEMU.
+func (m Maker) open(ctx context.Context, d *domain.Disk) error {
+	if fromImage(*d) && d.Options.Source != api.SourceImage {
 		// What Resolve could not know for lack of a mark on the mount: images have overlays and are of any format.
-		if d.Options.Source != api.SourceImage && !readOnly(o) {
-			o.Overlay, d.Options.Overlay = api.OverlayOn, api.OverlayOn
-		}
-		if d.Options.Source != api.SourceImage {
-			d.Options.Format = ""
+		d.Options.Format = ""
+		if !readOnly(d.Options) {
+			d.Options.Overlay = api.OverlayOn
 		}
 	}
-	if err := access(d); err != nil {
-		return d, err
+	if err := access(*d); err != nil {
+		return err
 	}
-	if err := setFormat(&d); err != nil {
-		return d, err
+	if err := setFormat(d); err != nil {
+		return err
 	}
-	if o.Overlay == api.OverlayOn || o.Overlay == api.OverlayStart {
-		if err := m.overlay(ctx, &d); err != nil {
-			return d, err
+	if d.Options.Overlay == api.OverlayOn || d.Options.Overlay == api.OverlayStart {
+		if err := m.overlay(ctx, d); err != nil {
+			return err
 		}
 	}
 	d.DirectIO = directIO(d.Source)
-	return d, nil
+	return nil
 }
 
 // locate finds the file or device behind the path.
@@ -306,8 +305,7 @@ func directIO(path string) bool {
 
 // cause takes the path out of an error of package os, since the message begins with it.
 func cause(err error) error {
-	var pathErr *fs.PathError
-	if errors.As(err, &pathErr) {
+	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
 		return pathErr.Err
 	}
 	return err

@@ -58,14 +58,14 @@ func (b *builder) pageReporting() string {
 
 func (b *builder) controllers() []libvirtxml.DomainController {
 	list := []libvirtxml.DomainController{{
-		Type: "virtio-serial", Index: uintp(0), Model: modern, Address: b.address(keySerial),
+		Type: "virtio-serial", Index: new(uint(0)), Model: modern, Address: b.address(keySerial),
 	}}
-	scsi := libvirtxml.DomainController{Type: "scsi", Index: uintp(0), Model: modern, Address: b.address(keySCSI)}
+	scsi := libvirtxml.DomainController{Type: "scsi", Index: new(uint(0)), Model: modern, Address: b.address(keySCSI)}
 	if b.ioThreads() > 0 {
 		scsi.Driver = &libvirtxml.DomainControllerDriver{IOThread: 1}
 	}
 	list = append(list, scsi)
-	usb := libvirtxml.DomainController{Type: "usb", Index: uintp(0), Model: "none"}
+	usb := libvirtxml.DomainController{Type: "usb", Index: new(uint(0)), Model: "none"}
 	if b.needsUSB() {
 		usb.Model, usb.Address = "qemu-xhci", b.address(keyUSB)
 	}
@@ -82,7 +82,7 @@ func (b *builder) sparePorts() []libvirtxml.DomainController {
 	for i := range spareRootPorts {
 		index := uint(i + 1)
 		address := &libvirtxml.DomainAddressPCI{
-			Domain: uintp(0), Bus: uintp(0), Slot: uintp(slotPorts), Function: uintp(uint(i)),
+			Domain: new(uint(0)), Bus: new(uint(0)), Slot: new(uint(slotPorts)), Function: new(uint(i)),
 		}
 		if i == 0 {
 			address.MultiFunction = "on"
@@ -157,7 +157,7 @@ func (b *builder) serials() []libvirtxml.DomainSerial {
 		if i == 0 && b.vm.Console.Device == api.ConsoleVirtio {
 			continue
 		}
-		target := &libvirtxml.DomainSerialTarget{Port: uintp(uint(i)), Type: "isa-serial"}
+		target := &libvirtxml.DomainSerialTarget{Port: new(uint(i)), Type: "isa-serial"}
 		if i == 0 && b.vm.Console.Device == api.ConsolePCI {
 			target.Type = "pci-serial"
 		}
@@ -169,7 +169,7 @@ func (b *builder) serials() []libvirtxml.DomainSerial {
 func (b *builder) consoles() []libvirtxml.DomainConsole {
 	if b.vm.Console.Device == api.ConsoleVirtio {
 		return []libvirtxml.DomainConsole{{
-			Source: b.serialSocket(0), Target: &libvirtxml.DomainConsoleTarget{Type: "virtio", Port: uintp(0)},
+			Source: b.serialSocket(0), Target: &libvirtxml.DomainConsoleTarget{Type: "virtio", Port: new(uint(0))},
 		}}
 	}
 	return nil
@@ -279,5 +279,3 @@ func on(b *bool, otherwise bool) bool {
 	}
 	return *b
 }
-
-func uintp(n uint) *uint { return &n }

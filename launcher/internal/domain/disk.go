@@ -118,14 +118,14 @@ func (b *builder) diskDriver(d Disk) *libvirtxml.DomainDiskDriver {
 		drv.RErrorPolicy = drv.ErrorPolicy
 	}
 	if hasIOThread(o) && o.Bus == "virtio" {
-		drv.IOThread = uintp(1)
+		drv.IOThread = new(uint(1))
 	}
 	if o.Bus == "virtio" {
 		queues := o.Queues
 		if queues == 0 {
 			queues = min(b.vm.VCPUs, maxDiskQueues)
 		}
-		drv.Queues = uintp(uint(queues))
+		drv.Queues = new(uint(queues))
 	}
 	return drv
 }

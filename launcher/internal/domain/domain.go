@@ -12,7 +12,7 @@ import (
 	"podvirt.dev/api"
 )
 
-// ErrUnsupported: the VM asks for something that this launcher image cannot give. The text says what.
+// ErrUnsupported says that the VM asks for something that this launcher image cannot give. The text says what.
 var ErrUnsupported = errors.New("not in this launcher image")
 
 // Host is what the node, the container and the launcher's earlier steps add to the VM.
@@ -124,8 +124,6 @@ func (b *builder) accelerator() string {
 	}
 	return "kvm"
 }
-
-func (b *builder) kvm() bool { return b.vm.CPU.Accelerator != api.AcceleratorTCG }
 
 func (b *builder) memoryBacking() *libvirtxml.DomainMemoryBacking {
 	if b.vm.Memory.Hugepages == "" {

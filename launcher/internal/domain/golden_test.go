@@ -5,6 +5,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -16,7 +17,7 @@ import (
 	"podvirt.dev/api"
 )
 
-var update = flag.Bool("update", false, "write the XML files anew") //nolint:gochecknoglobals // flag of the test
+var update = flag.Bool("update", false, "write the XML files anew")
 
 // golden is one input: what a Pod says, and what the launcher found behind its paths.
 type golden struct {
@@ -132,14 +133,7 @@ func resolve(t *testing.T, in golden) api.Machine {
 }
 
 func (in golden) disk(o api.Disk) Disk {
-	has := func(list []string) bool {
-		for _, name := range list {
-			if name == o.Name {
-				return true
-			}
-		}
-		return false
-	}
+	has := func(list []string) bool { return slices.Contains(list, o.Name) }
 	d := Disk{Options: o, Source: o.Path + "/disk.img", Format: "raw", DirectIO: !has(in.Buffered)}
 	switch {
 	case has(in.Block):

@@ -157,7 +157,7 @@ func (b *builder) address(key string) *libvirtxml.DomainAddress {
 		return nil
 	}
 	pci := &libvirtxml.DomainAddressPCI{
-		Domain: uintp(0), Bus: uintp(0), Slot: uintp(place.Slot), Function: uintp(place.Function),
+		Domain: new(uint(0)), Bus: new(uint(0)), Slot: new(place.Slot), Function: new(place.Function),
 	}
 	if place.Function == 0 && b.host.Addresses.shared(place.Slot) {
 		pci.MultiFunction = "on"

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -85,7 +86,7 @@ type Status struct {
 	LastIOError    string
 }
 
-// ErrNotRunning: the verb needs a VM that is on.
+// ErrNotRunning says that the verb needs a VM that is on.
 var ErrNotRunning = fmt.Errorf("%w: it is off", virt.ErrWrongState)
 
 // New returns a Machine that has not started.
@@ -104,10 +105,7 @@ func (m *Machine) Status() Status {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	s := m.status
-	s.IOErrors = make(map[string]int, len(m.status.IOErrors))
-	for k, v := range m.status.IOErrors {
-		s.IOErrors[k] = v
-	}
+	s.IOErrors = maps.Clone(m.status.IOErrors)
 	return s
 }
 
@@ -226,7 +224,7 @@ func (m *Machine) event(ctx context.Context, e virt.Event) *Outcome {
 	case virt.EventPanicked:
 		return m.panicked(ctx)
 	case virt.EventReset:
-		return m.reset(ctx, e)
+		return m.reset(e)
 	case virt.EventStopped:
 		return m.stopped(ctx, e)
 	default:
@@ -285,7 +283,7 @@ func (m *Machine) news(e virt.Event) {
 const sameReboot = 5 * time.Second
 
 // reset acts on a reset of the machine, which is the guest's wish to reboot unless we asked for it.
-func (m *Machine) reset(ctx context.Context, e virt.Event) *Outcome {
+func (m *Machine) reset(e virt.Event) *Outcome {
 	m.mu.Lock()
 	ours, again := m.doing.reset, e.Time.Sub(m.doing.lastReset) < sameReboot
 	m.doing.reset, m.doing.lastReset = false, e.Time

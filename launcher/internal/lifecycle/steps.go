@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -57,12 +58,12 @@ func undo(ctx context.Context, done []Step) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoPatience)
 	defer cancel()
 	var errs []error
-	for i := len(done) - 1; i >= 0; i-- {
-		if done[i].Undo == nil {
+	for _, step := range slices.Backward(done) {
+		if step.Undo == nil {
 			continue
 		}
-		if err := done[i].Undo(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("undo of %s: %w", done[i].Name, err))
+		if err := step.Undo(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("undo of %s: %w", step.Name, err))
 		}
 	}
 	return errors.Join(errs...)

@@ -76,16 +76,21 @@ func (m *Machine) Reboot(ctx context.Context) error {
 	defer end.Stop()
 	again := time.NewTicker(askAgain)
 	defer again.Stop()
+	var by virt.ShutdownMode
 	for {
-		err := m.withDomain(ctx, func(_ context.Context, d virt.Domain) error {
+		err := m.withDomain(ctx, func(_ context.Context, d virt.Domain) (err error) {
 			m.doing.reset, m.doing.rebooted = true, done
-			return m.askReboot(d)
+			by, err = m.askReboot(d)
+			return err
 		})
 		if err != nil {
 			return err
 		}
 		select {
 		case <-done:
+			if by == virt.ByACPI {
+				return m.nudge(ctx)
+			}
 			return nil
 		case <-again.C:
 		case <-end.C:
@@ -97,14 +102,33 @@ func (m *Machine) Reboot(ctx context.Context) error {
 	}
 }
 
-func (m *Machine) askReboot(d virt.Domain) error {
+func (m *Machine) askReboot(d virt.Domain) (virt.ShutdownMode, error) {
 	if m.Status().AgentConnected {
 		err := d.Reboot(virt.ByAgent)
 		if err == nil || !errors.Is(err, virt.ErrAgentUnavailable) {
-			return err
+			return virt.ByAgent, err
 		}
 	}
-	return d.Reboot(virt.ByACPI)
+	return virt.ByACPI, d.Reboot(virt.ByACPI)
+}
+
+// firmwareResets is how long firmware may take for the second reset that SeaBIOS makes of every first one.
+const firmwareResets = time.Second
+
+// nudge stops the vCPUs for a moment and lets them go on. A reboot by ACPI is a power-off which libvirt turns into a
+// reset; under emulation QEMU 10.0 then often stands still after the firmware's own reset, with libvirt and QEMU both
+// saying that it runs, until its clocks are started again.
+func (m *Machine) nudge(ctx context.Context) error {
+	select {
+	case <-time.After(firmwareResets):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	err := m.withDomain(ctx, func(_ context.Context, d virt.Domain) error { return errors.Join(d.Suspend(), d.Resume()) })
+	if errors.Is(err, ErrNotRunning) {
+		return nil
+	}
+	return err
 }
 
 // Poweroff pulls the power cord; the container ends with Destroyed.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strings"
 
 	"podvirt.dev/api"
@@ -105,8 +106,8 @@ func lastWords(text string) string {
 		return "libvirt: " + oneLine(text)
 	}
 	lines := strings.Split(strings.TrimSpace(said), "\n")
-	for i := len(lines) - 1; i >= 0; i-- {
-		if m := qemuLine().FindStringSubmatch(lines[i]); m != nil {
+	for i, line := range slices.Backward(lines) {
+		if m := qemuLine().FindStringSubmatch(line); m != nil {
 			return "qemu: " + strings.Join(append([]string{m[1]}, lines[i+1:]...), "; ")
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -97,12 +98,8 @@ func (s state) layout(vm api.Machine) (domain.Layout, error) {
 	}
 	// A device that is away for one start finds its place again.
 	all := domain.Layout{}
-	for key, place := range known {
-		all[key] = place
-	}
-	for key, place := range layout {
-		all[key] = place
-	}
+	maps.Copy(all, known)
+	maps.Copy(all, layout)
 	raw, err := json.Marshal(all)
 	if err != nil {
 		return nil, err

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"sync"
 
 	"k8s.io/klog/v2"
 
 	"podvirt.dev/api"
+	"podvirt.dev/internal/loopback"
 	"podvirt.dev/internal/nl"
 	"podvirt.dev/launcher/internal/dhcp"
 	"podvirt.dev/launcher/internal/domain"
@@ -22,6 +24,7 @@ type network struct {
 	mu      sync.Mutex
 	found   []nics.NIC
 	serving map[string]bool // by service tap
+	proxied bool            // the Pod's loopback is carried to the guest
 }
 
 func newNetwork() *network { return &network{serving: map[string]bool{}} }
@@ -53,7 +56,32 @@ func (n *network) connect(ctx context.Context, vm api.Machine) ([]domain.NIC, er
 	if err := n.answer(ctx, vm, found); err != nil {
 		return nil, err
 	}
+	n.carryLoopback(ctx, found)
 	return guestNICs(vm, found), nil
+}
+
+// carryLoopback serves, once, what the Pod's own loopback asks of a masqueraded guest: kubectl port-forward, sidecars
+// (NW-019).
+func (n *network) carryLoopback(ctx context.Context, found []nics.NIC) {
+	for _, nic := range found {
+		if nic.Binding != api.BindingMasquerade || n.proxied {
+			continue
+		}
+		n.proxied = true
+		proxy := loopback.Proxy{PortBase: nic.PortBase}
+		for _, guest := range []netip.Prefix{nic.Guest4, nic.Guest6} {
+			if guest.IsValid() {
+				proxy.Guest = append(proxy.Guest, guest.Addr())
+			}
+		}
+		logger := klog.FromContext(ctx).WithValues("nic", nic.Name)
+		forever := klog.NewContext(context.WithoutCancel(ctx), logger)
+		go func() {
+			if err := proxy.Run(forever); err != nil {
+				logger.Error(err, "loopback")
+			}
+		}()
+	}
 }
 
 // options are those of podvirt.dev/nic.NAME; zero where there are none.

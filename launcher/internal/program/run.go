@@ -223,7 +223,7 @@ func (i *instance) close() {
 
 // serve opens the control socket.
 func (i *instance) serve(ctx context.Context, beside *sync.WaitGroup) error {
-	l, err := control.Listen(control.Socket)
+	l, err := control.Listen(ctx, control.Socket)
 	if err != nil {
 		return fmt.Errorf("control socket: %w", err)
 	}

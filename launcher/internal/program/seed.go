@@ -87,8 +87,7 @@ func seedDisk(bus string) domain.Disk {
 
 // badConfig is for files that the user wrote.
 func badConfig(err error) error {
-	var errs api.Errors
-	if errors.As(err, &errs) {
+	if _, ok := errors.AsType[api.Errors](err); ok {
 		return err
 	}
 	return api.Errors{{Key: api.PathCloudInit, Text: err.Error()}}

@@ -10,13 +10,13 @@ import (
 
 // Errors that callers tell apart. Implementations wrap them around their own text.
 var (
-	// ErrDomainNotFound: the driver knows no domain of that name.
+	// ErrDomainNotFound says that the driver knows no domain of that name.
 	ErrDomainNotFound = errors.New("no such domain")
-	// ErrWrongState: the domain is not in a state in which the call makes sense.
+	// ErrWrongState says that the domain is not in a state in which the call makes sense.
 	ErrWrongState = errors.New("the VM is not in a state for this")
-	// ErrAgentUnavailable: no guest agent is connected, or it does not answer.
+	// ErrAgentUnavailable says that no guest agent is connected, or it does not answer.
 	ErrAgentUnavailable = errors.New("the guest agent does not answer")
-	// ErrTimeout: the hypervisor or the guest agent did not answer in time.
+	// ErrTimeout says that the hypervisor or the guest agent did not answer in time.
 	ErrTimeout = errors.New("timed out")
 )
 

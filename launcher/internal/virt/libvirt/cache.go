@@ -26,7 +26,7 @@ var (
 	}
 )
 
-// ErrNoCache: none of the sources holds answers of QEMU.
+// ErrNoCache says that none of the sources holds answers of QEMU.
 var ErrNoCache = errors.New("no kept answers of QEMU")
 
 // Prime puts what was learnt about QEMU before into the driver's cache, unless something is there: from the node, where
