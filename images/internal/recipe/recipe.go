@@ -121,7 +121,7 @@ func csiHostpath() Image {
 		Name: "csi-hostpath",
 		Root: &rootfs.Recipe{
 			Name: "csi-hostpath", Suite: "trixie",
-			Packages: []string{"e2fsprogs", "xfsprogs", "util-linux", "mount"},
+			Packages: []string{"e2fsprogs", "xfsprogs", "btrfs-progs"},
 			Exclude:  append(noDocs(), "/usr/sbin/xfs_scrub*"),
 			Purge: []string{
 				"adduser", "passwd", "perl-base", "init-system-helpers", "sensible-utils", "tar", "gzip", "diffutils",

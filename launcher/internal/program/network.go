@@ -64,7 +64,7 @@ func (n *network) connect(ctx context.Context, vm api.Machine) ([]domain.NIC, er
 // (NW-019).
 func (n *network) carryLoopback(ctx context.Context, found []nics.NIC) {
 	for _, nic := range found {
-		if nic.Binding != api.BindingMasquerade || n.proxied {
+		if nic.Binding != string(api.BindingMasquerade) || n.proxied {
 			continue
 		}
 		n.proxied = true
