@@ -24,6 +24,7 @@ import (
 	"podvirt.dev/device-plugin/internal/seccomp"
 	"podvirt.dev/device-plugin/internal/status"
 	"podvirt.dev/internal/cli"
+	"podvirt.dev/internal/selfsigned"
 )
 
 // hostHook is where the runtime finds the hook on the host, however the directory is mounted here.
@@ -79,7 +80,7 @@ func serve(ctx context.Context, o options) error {
 	group.Go(func() error { publisher.Run(ctx); return nil })
 	group.Go(func() error { return p.discover(ctx) })
 	group.Go(func() error { return manager.Run(ctx) })
-	group.Go(func() error { return status.Serve(ctx, o.metrics, p.metrics.Handler(p.missing(manager))) })
+	group.Go(func() error { return selfsigned.Serve(ctx, "podvirt-device-plugin", o.metrics, p.metrics.Handler(p.missing(manager))) })
 	return group.Wait()
 }
 
