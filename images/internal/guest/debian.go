@@ -16,8 +16,8 @@ func (b *Builder) debianRoot() rootfs.Recipe {
 	return rootfs.Recipe{
 		Name: "guest-debian", Suite: "trixie",
 		Packages: []string{
-			"linux-image-cloud-amd64", "systemd-sysv", "systemd-resolved", "udev", "dbus", "kmod", "cloud-init",
-			"cloud-guest-utils", "fdisk", "openssh-server", "qemu-guest-agent", "python3", "sudo", "iproute2",
+			"linux-image-cloud-amd64", "login", "apt", "e2fsprogs", "systemd-sysv", "systemd-resolved", "libpam-systemd",
+			"udev", "dbus", "kmod", "cloud-init", "cloud-guest-utils", "fdisk", "openssh-server", "qemu-guest-agent", "python3", "sudo", "iproute2",
 			"iputils-ping", "curl", "ca-certificates", "procps", "pciutils", "usbutils", "dmidecode", "less",
 		},
 		Exclude: []string{
