@@ -39,8 +39,11 @@ func reaperOf(t *testing.T, script string) (cmd *exec.Cmd, dir string, stderr *b
 
 func wait(t *testing.T, cmd *exec.Cmd) int {
 	t.Helper()
-	done := make(chan error, 1)
-	go func() { done <- cmd.Wait() }()
+	done := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // its exit code is asked for below
+		close(done)
+	}()
 	select {
 	case <-done:
 		return cmd.ProcessState.ExitCode()

@@ -325,8 +325,10 @@ func TestRebootAndReset(t *testing.T) {
 func TestHold(t *testing.T) {
 	v := newPod(t, map[string]string{"on-poweroff": "hold"}).start()
 	v.booted(1)
-	v.login().typeLine("poweroff")
+	s := v.login()
+	s.typeLine("poweroff")
 	v.eventually("held", func() bool { return v.state()["state"] == "held" })
+	s.quit()
 	if _, errs, code := v.inside(nil, "/usr/bin/launcher", "ctl", "pause"); code != 3 {
 		t.Errorf("pause of a VM that is off: exit %d, %q; want 3", code, errs)
 	}
@@ -377,14 +379,7 @@ func TestConsole(t *testing.T) {
 	second.typeLine(paste + "\x04")
 	second.out.wait(t, strconv.Itoa(megabyte+1), 1)
 
-	if _, err := second.in.Write([]byte{0x1d}); err != nil { // Ctrl+]
-		t.Fatal(err)
-	}
-	select {
-	case <-second.done:
-	case <-time.After(patience):
-		t.Error("Ctrl+] does not end the session")
-	}
+	second.quit()
 }
 
 // TestClaims: a new claim gets a disk.img, what is written there stays, and a second VM does not get the disk.

@@ -442,6 +442,19 @@ func (s *session) end() {
 	<-s.done
 }
 
+// quit leaves by Ctrl+], so that the next one may write.
+func (s *session) quit() {
+	s.v.t.Helper()
+	if _, err := s.in.Write([]byte{0x1d}); err != nil {
+		s.v.t.Fatal(err)
+	}
+	select {
+	case <-s.done:
+	case <-time.After(patience):
+		s.v.t.Fatal("Ctrl+] does not end the session")
+	}
+}
+
 func (s *session) typeLine(line string) {
 	s.v.t.Helper()
 	if _, err := io.WriteString(s.in, line+"\n"); err != nil {
