@@ -180,7 +180,8 @@ func newErrorsOf(t testing.TB, objects []runtime.Object) *errorsOf {
 func (e *errorsOf) lines(t testing.TB, r request) (lines []string, cost int64) {
 	t.Helper()
 	versioned := r.versioned(t)
-	review := plugincel.CreateAdmissionRequest(versioned.Attributes, metav1.GroupVersionResource(versioned.GetResource()), metav1.GroupVersionKind(versioned.VersionedKind))
+	review := plugincel.CreateAdmissionRequest(versioned.Attributes, metav1.GroupVersionResource(versioned.GetResource()),
+		metav1.GroupVersionKind(versioned.VersionedKind))
 	results, left, err := e.evaluator.ForInput(t.Context(), versioned, review, optional(r), nil, celconfig.RuntimeCELCostBudget)
 	if err != nil {
 		t.Fatal(err)
@@ -210,7 +211,8 @@ func newMutator(t testing.TB, objects []runtime.Object) *mutator {
 	m := &mutator{compiler: c, matcher: matcher(c, policy.Spec.MatchConditions, declared, policy.Spec.FailurePolicy)}
 	declared.HasPatchTypes = true
 	for _, mutation := range policy.Spec.Mutations {
-		evaluator := c.CompileMutatingEvaluator(&patch.JSONPatchCondition{Expression: mutation.JSONPatch.Expression}, declared, environment.StoredExpressions)
+		evaluator := c.CompileMutatingEvaluator(&patch.JSONPatchCondition{Expression: mutation.JSONPatch.Expression}, declared,
+			environment.StoredExpressions)
 		if errs := evaluator.CompilationErrors(); len(errs) > 0 {
 			t.Errorf("mutation: %v\n%s", errs, mutation.JSONPatch.Expression)
 		}

@@ -111,7 +111,8 @@ func TestValidateConfig(t *testing.T) {
 func TestValidateVMConfig(t *testing.T) {
 	v := newValidator(t, validateVMConfig())
 	pod := vmPod(map[string]string{api.KeyAccelerator: "tcg", api.KeyCPUModel: "Conroe-v1"})
-	want := `podvirt.dev/accelerator: "tcg": emulation is not allowed (emulation: forbid) | podvirt.dev/cpu-model: "Conroe-v1": Conroe-v1 is on the obsolete list (cpu.obsolete-models)`
+	want := `podvirt.dev/accelerator: "tcg": emulation is not allowed (emulation: forbid)` +
+		` | podvirt.dev/cpu-model: "Conroe-v1": Conroe-v1 is on the obsolete list (cpu.obsolete-models)`
 	template := corev1.PodTemplateSpec{ObjectMeta: pod.ObjectMeta, Spec: pod.Spec}
 	for name, object := range owners(template) {
 		if got := v.denied(t, request{object: object, params: settings(nil)}, celconfig.RuntimeCELCostBudget); got != want {
@@ -123,7 +124,8 @@ func TestValidateVMConfig(t *testing.T) {
 		}
 	}
 	pod.Annotations = map[string]string{api.KeyCPUModel: "EPYC"}
-	if got := v.denied(t, request{object: pod, params: settings(map[string]string{"cpu.obsolete-models": "Haswell, EPYC"})}, celconfig.RuntimeCELCostBudget); got == "" {
+	if got := v.denied(t, request{object: pod, params: settings(map[string]string{"cpu.obsolete-models": "Haswell, EPYC"})},
+		celconfig.RuntimeCELCostBudget); got == "" {
 		t.Error("a model of the list is admitted")
 	}
 }

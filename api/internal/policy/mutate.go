@@ -88,7 +88,8 @@ func configVM() []runtime.Object {
 				from(api.KeyMachine, "machine.default", ""),
 				from(api.KeyConsole, "console.default", ""),
 				from(api.KeyVerbosity, "verbosity.launcher", ""),
-				add(fmt.Sprintf(`!has(object.spec.runtimeClassName) && %s != ""`, setting("launcher.runtime-class", "")), `"/spec/runtimeClassName"`, setting("launcher.runtime-class", "")),
+				add(fmt.Sprintf(`!has(object.spec.runtimeClassName) && %s != ""`, setting("launcher.runtime-class", "")), `"/spec/runtimeClassName"`,
+					setting("launcher.runtime-class", "")),
 			),
 		},
 	})
@@ -116,7 +117,8 @@ func defaultVM() []runtime.Object {
 		ParamKind: configParam(), MatchConstraints: match, MatchConditions: conditions, Variables: variables,
 		Mutations: []admissionv1.Mutation{
 			annotationsFirst(), parentsFirst(), podFields(), containerFields(), resources(), token(),
-			volume("pod", api.PathPod, true, podVolume()), volume("scratch", api.PathScratch, false, scratchVolume()), volume("run", api.PathRun, false, runVolume()),
+			volume("pod", api.PathPod, true, podVolume()), volume("scratch", api.PathScratch, false, scratchVolume()), volume("run", api.PathRun, false,
+				runVolume()),
 		},
 	})
 }
@@ -174,7 +176,8 @@ func podFields() admissionv1.Mutation {
 		add(shutdown+` in variables.a && variables.a[`+shutdown+`] != "" && !`+explicit, `"/metadata/annotations/"
   + jsonpatch.escapeKey(`+shutdown+`)`,
 			`variables.a[`+shutdown+`] + "," + `+timeout),
-		add(fmt.Sprintf(`variables.grace == %d && !%s`, api.KubernetesGracePeriod, explicit), `"/spec/terminationGracePeriodSeconds"`, fmt.Sprint(api.DefaultGracePeriod)),
+		add(fmt.Sprintf(`variables.grace == %d && !%s`, api.KubernetesGracePeriod, explicit), `"/spec/terminationGracePeriodSeconds"`,
+			fmt.Sprint(api.DefaultGracePeriod)),
 		add(`object.spec.?schedulerName.orValue("default-scheduler") == "default-scheduler"`, `"/spec/schedulerName"`, str(api.SchedulerName)),
 		add(`object.spec.?enableServiceLinks.orValue(true)`, `"/spec/enableServiceLinks"`, `false`),
 		security("runAsNonRoot", "true"), security("runAsUser", fmt.Sprint(api.LauncherUID)), security("runAsGroup", fmt.Sprint(api.LauncherUID)),
@@ -258,12 +261,14 @@ func podVolume() string {
 		{api.PodFileName, "metadata.name"}, {api.PodFileNamespace, "metadata.namespace"}, {api.PodFileUID, "metadata.uid"},
 		{api.PodFileLabels, "metadata.labels"}, {api.PodFileAnnotations, "metadata.annotations"},
 	} {
-		items = append(items, fmt.Sprintf(`Object.spec.volumes.downwardAPI.items{path: %s, fieldRef: Object.spec.volumes.downwardAPI.items.fieldRef{fieldPath: %s}}`, str(field.path), str(field.from)))
+		items = append(items, fmt.Sprintf(`Object.spec.volumes.downwardAPI.items{path: %s,
+    fieldRef: Object.spec.volumes.downwardAPI.items.fieldRef{fieldPath: %s}}`, str(field.path), str(field.from)))
 	}
 	for _, limit := range []struct{ path, resource, divisor string }{
 		{api.PodFileLimitsCPU, "limits.cpu", "1m"}, {api.PodFileLimitsMemory, "limits.memory", "1"},
 	} {
-		items = append(items, fmt.Sprintf(`Object.spec.volumes.downwardAPI.items{path: %s, resourceFieldRef: Object.spec.volumes.downwardAPI.items.resourceFieldRef{containerName: "vm", resource: %s, divisor: %s}}`,
+		items = append(items, fmt.Sprintf(`Object.spec.volumes.downwardAPI.items{path: %s,
+    resourceFieldRef: Object.spec.volumes.downwardAPI.items.resourceFieldRef{containerName: "vm", resource: %s, divisor: %s}}`,
 			str(limit.path), str(limit.resource), str(limit.divisor)))
 	}
 	return "downwardAPI: Object.spec.volumes.downwardAPI{items: [\n  " + strings.Join(items, ",\n  ") + "]}"

@@ -98,7 +98,8 @@ func realWrong(t *testing.T, client kubernetes.Interface) {
 		},
 	}
 	deployment.Spec.Template.ObjectMeta = metav1.ObjectMeta{Labels: pod.Labels, Annotations: pod.Annotations}
-	if _, err := client.AppsV1().Deployments("shop").Create(t.Context(), deployment, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err == nil || !strings.Contains(err.Error(), want) {
+	if _, err := client.AppsV1().Deployments("shop").Create(t.Context(), deployment,
+		metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}}); err == nil || !strings.Contains(err.Error(), want) {
 		t.Errorf("Deployment: %v", err)
 	}
 }

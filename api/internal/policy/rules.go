@@ -23,7 +23,8 @@ func rules() []admissionv1.Variable {
 		{Name: "nicRules", Expression: nicRules()},
 		{Name: "portRules", Expression: portRules()},
 		{Name: "uniqueRules", Expression: uniqueRules()},
-		{Name: "rules", Expression: "variables.cpuRules + variables.firmwareRules + variables.diskRules + variables.limitRules + variables.nicRules + variables.portRules + variables.uniqueRules"},
+		{Name: "rules", Expression: "variables.cpuRules + variables.firmwareRules + variables.diskRules + variables.limitRules + " +
+			"variables.nicRules + variables.portRules + variables.uniqueRules"},
 	}
 }
 

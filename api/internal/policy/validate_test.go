@@ -109,7 +109,8 @@ func TestPolicyAgreesWithParser(t *testing.T) {
 func samplesOf(a api.Annotation) []string {
 	switch a.Kind {
 	case api.Set:
-		return []string{"aes", "aes=require,avx", "aes=need", "aes,aes", "avx5", "", "aes,,avx", " aes , avx=forbid ", "aes=", `"aes"`, "avx5=need", "aes=forbid,aes=need"}
+		return []string{"aes", "aes=require,avx", "aes=need", "aes,aes", "avx5", "", "aes,,avx", " aes , avx=forbid ", "aes=", `"aes"`, "avx5=need",
+			"aes=forbid,aes=need"}
 	case api.Plain:
 		return samples(a.Value)
 	}
@@ -142,7 +143,8 @@ func samples(v api.Value) []string {
 	}
 	switch v.Form {
 	case api.FormInt:
-		out = append(out, strconv.FormatInt(v.Min-1, 10), strconv.FormatInt(v.Min, 10), strconv.FormatInt(v.Max, 10), strconv.FormatInt(v.Max+1, 10), "007", "-1", "1.5")
+		out = append(out, strconv.FormatInt(v.Min-1, 10), strconv.FormatInt(v.Min, 10), strconv.FormatInt(v.Max, 10), strconv.FormatInt(v.Max+1, 10), "007",
+			"-1", "1.5")
 	case api.FormQuantity:
 		out = append(out, "8Mi", "16Mi", "64M", "1.5Gi", "4Gi", "0", "-1Gi", "1e3", "4gi", "7999", "8k", "2Ei", "999999999999999E", "100m")
 	case api.FormDuration:
@@ -150,7 +152,8 @@ func samples(v api.Value) []string {
 	case api.FormText:
 		out = append(out, strings.Repeat("z", int(v.Max)), strings.Repeat("z", int(v.Max)+1), "ä b")
 	case api.FormPattern:
-		out = append(out, "02:00:00:00:00:01", "03:00:00:00:00:01", "02:00:00:00:01", "10.0.2.0/24", "10.0.2.0/31", "10.0.2.0/40", "fd00::/64", "fd00::/127",
+		out = append(out, "02:00:00:00:00:01", "03:00:00:00:00:01", "02:00:00:00:01", "10.0.2.0/24", "10.0.2.0/31", "10.0.2.0/40", "fd00::/64",
+			"fd00::/127",
 			"22", "22+80/udp", "0", "49150-49153", "49153/udp", "5000-4000", "70000", "a.b", "a/b", "/a/b", "512", "512/4096", "4096/512", "pc-q35-10.0",
 			"0b7f5f3e-7d0c-4b3e-9a43-6a5a2f1f9b11", "[1]", "{}", "107", "0:0", "107:107", "0,1", "0-3,^1", "1280x800", "0x1f", "1.1.1.1+8.8.8.8", "Haswell-v4", "EPYC")
 	}
@@ -164,21 +167,30 @@ func TestPolicyAgreesOnRules(t *testing.T) {
 		{}, {api.KeyMemory: "6Gi"}, {api.KeyMemory: "5Gi"}, {api.KeyMemory: "1Gi", api.KeyVM: "db2"}, {api.KeyMemory: "bad"},
 		{api.KeyCPUTopology: "cores=0,threads=0"}, {api.KeyCPUTopology: "sockets=4096,cores=2"}, {api.KeyCPUTopology: "cores=2", api.KeyCPUMax: "1"},
 		{api.KeyFirmware: "bios", api.KeyArch: "arm64"}, {api.KeyFirmware: "bios,secure-boot"}, {api.KeyArch: "arm64", api.KeyWatchdog: "itco"},
-		{api.KeyWatchdog: "diag288", api.KeyArch: "amd64"}, {api.KeyWatchdog: "itco", api.KeyMachine: "pc"}, {api.KeyWatchdog: "itco", api.KeyMachine: "pc-q35-10.0"},
+		{api.KeyWatchdog: "diag288", api.KeyArch: "amd64"}, {api.KeyWatchdog: "itco", api.KeyMachine: "pc"}, {api.KeyWatchdog: "itco",
+			api.KeyMachine: "pc-q35-10.0"},
 		{api.KeyWatchdog: "itco"}, {api.KeyConsole: "attach"}, {api.KeyShutdown: "agent,timeout=180s"}, {api.KeyShutdown: "agent+acpi,timeout=3m"},
 		{api.KeyShutdown: "agent+agent"}, {api.KeyShutdown: "timeout=179s,then=wait"}, {api.KeyCloudInit: "nocloud"}, {api.KeyCloudInit: "bus=sata"},
-		{api.KeyDisk + "root": "boot=1", api.KeyDisk + "data": "boot=1", api.KeyNIC + "default": "boot=1"}, {api.KeyDisk + "root": "boot=1", api.KeyDisk + "data": "boot=01"},
-		{api.KeyDisk + "dta": ""}, {api.KeyDisk + "tmp": "empty=2Gi", api.KeyDisk + "dta": "boot=2"}, {api.KeyDisk + "tmp": "empty=512Mi"}, {api.KeyDisk + "drive": "type=cdrom"},
-		{api.KeyDisk + "root": "empty=1Gi"}, {api.KeyDisk + "cd": "bus=virtio"}, {api.KeyDisk + "cd": "bus=nvme"}, {api.KeyDisk + "cd": "type=cdrom,bus=nvme"},
+		{api.KeyDisk + "root": "boot=1", api.KeyDisk + "data": "boot=1", api.KeyNIC + "default": "boot=1"}, {api.KeyDisk + "root": "boot=1", api.KeyDisk +
+			"data": "boot=01"},
+		{api.KeyDisk + "dta": ""}, {api.KeyDisk + "tmp": "empty=2Gi", api.KeyDisk + "dta": "boot=2"}, {api.KeyDisk + "tmp": "empty=512Mi"}, {api.KeyDisk +
+			"drive": "type=cdrom"},
+		{api.KeyDisk + "root": "empty=1Gi"}, {api.KeyDisk + "cd": "bus=virtio"}, {api.KeyDisk + "cd": "bus=nvme"}, {api.KeyDisk +
+			"cd": "type=cdrom,bus=nvme"},
 		{api.KeyDisk + "root": "queues=8"}, {api.KeyDisk + "root": "queues=4"}, {api.KeyDisk + "root": "serial=123456789012345678901"},
-		{api.KeyDisk + "root": "bus=sata,serial=123456789012345678901"}, {api.KeyDisk + "cd": "serial=123456789012345678901"}, {api.KeyDisk + "root": "cache=unsafe"},
+		{api.KeyDisk + "root": "bus=sata,serial=123456789012345678901"}, {api.KeyDisk + "cd": "serial=123456789012345678901"}, {api.KeyDisk +
+			"root": "cache=unsafe"},
 		{api.KeyDisk + "data": "cache=unsafe"}, {api.KeyDisk + "cd": "cache=unsafe"}, {api.KeyDisk + "data": "cache=writeback,io=native"},
-		{api.KeyDisk + "data": "shareable,cache=writeback"}, {api.KeyDisk + "data": "shareable,format=qcow2"}, {api.KeyDisk + "data": "tray=open,type=disk"},
-		{api.KeyDisk + "d2": "empty=1Gi,type=cdrom"}, {api.KeyDisk + "Root": "", api.KeyDisk + "a_b": "", api.KeyNIC + "net1": "boot=1", api.KeyNIC + "very-long-name-of-nic": ""},
+		{api.KeyDisk + "data": "shareable,cache=writeback"}, {api.KeyDisk + "data": "shareable,format=qcow2"}, {api.KeyDisk +
+			"data": "tray=open,type=disk"},
+		{api.KeyDisk + "d2": "empty=1Gi,type=cdrom"}, {api.KeyDisk + "Root": "", api.KeyDisk + "a_b": "", api.KeyNIC + "net1": "boot=1", api.KeyNIC +
+			"very-long-name-of-nic": ""},
 		{api.KeyNIC + "default": "model=e1000e,queues=4"}, {api.KeyNIC + "default": "tx-ring=512"}, {api.KeyNIC + "default": "ports=22,binding=none"},
 		{api.KeyNIC + "default": "ports=" + strings.Repeat("1+", 130) + "1"}, {api.KeyNIC + "default": "v4-cidr=10.0.0.0/31,v6-cidr=fd00::/127"},
-		{api.KeyNIC + "default": "mac=02-AA-00-00-00-01"}, {api.KeyNIC + "default": "mac=01:AA:00:00:00:01,acpi-index=1"}, {api.KeyNIC + "default": "queues=64"},
-		{api.KeyVM + "x": "1", api.Prefix + "nope": "2", api.Prefix + "foo.bar": "3"}, {api.KeyMemoryOverhead: "100M"}, {api.KeyAccelerator: "tcg"}, {api.KeyVideo: "none"},
+		{api.KeyNIC + "default": "mac=02-AA-00-00-00-01"}, {api.KeyNIC + "default": "mac=01:AA:00:00:00:01,acpi-index=1"}, {api.KeyNIC +
+			"default": "queues=64"},
+		{api.KeyVM + "x": "1", api.Prefix + "nope": "2", api.Prefix + "foo.bar": "3"}, {api.KeyMemoryOverhead: "100M"},
+		{api.KeyAccelerator: "tcg"}, {api.KeyVideo: "none"},
 		{"k8s.v1.cni.cncf.io/networks": "a,b@c"}, {"k8s.v1.cni.cncf.io/networks": `[{"name":"a"},{"name" : "b"}]`}, {"k8s.v1.cni.cncf.io/networks": " "},
 		{api.KeyDisk + "root": "iops=10,iops-read=5,bps-max=1Mi,iops-max-length=1s"}, {api.KeyMemory: "4850Mi", api.KeyVideo: "vga,vram=64Mi"},
 		{api.KeyHostname: strings.Repeat("x", 5000)}, {api.KeyMemory: "1Gi", "example.org/x": "\x00"},
@@ -215,7 +227,8 @@ func podChanges() map[string]func(*corev1.Pod) {
 				corev1.VolumeMount{Name: "a", MountPath: "/vm/cdroms/root"}, corev1.VolumeMount{Name: "a", MountPath: "/etc/x"})
 		},
 		"sidecar": func(pod *corev1.Pod) {
-			pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Name: "s", Image: api.AliasImage, Ports: []corev1.ContainerPort{{ContainerPort: 49153}, {ContainerPort: 80}}})
+			pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Name: "s", Image: api.AliasImage,
+				Ports: []corev1.ContainerPort{{ContainerPort: 49153}, {ContainerPort: 80}}})
 		},
 		"huge pages": func(pod *corev1.Pod) { vm(pod).Resources.Limits["hugepages-2Mi"] = resource.MustParse("1Gi") },
 	}
@@ -251,7 +264,8 @@ func TestMessage(t *testing.T) {
 	if len(got) > 4200 || !strings.HasPrefix(got, "podvirt.dev/no-such-key-with-a-long-name-00: unknown annotation | ") {
 		t.Errorf("%d bytes: %.200q", len(got), got)
 	}
-	several := v.denied(t, request{object: vmPod(map[string]string{api.KeyFirmware: "efi", api.Prefix + "cpu-toplogy": "cores=2"})}, celconfig.RuntimeCELCostBudget)
+	several := v.denied(t, request{object: vmPod(map[string]string{api.KeyFirmware: "efi", api.Prefix + "cpu-toplogy": "cores=2"})},
+		celconfig.RuntimeCELCostBudget)
 	want := `podvirt.dev/cpu-toplogy: unknown annotation | podvirt.dev/firmware: "efi": not one of bios, uefi, none`
 	if several != want {
 		t.Errorf("got  %s\nwant %s", several, want)
@@ -263,14 +277,16 @@ func TestCost(t *testing.T) {
 	v := newValidator(t, validateVM())
 	pod := vmPod(map[string]string{
 		api.KeyVM: "db1", api.KeyMemory: "1Gi", api.KeyCPUTopology: "sockets=1,cores=2,threads=1", api.KeyFirmware: "uefi", api.KeyMachine: "pc-q35-10.0",
-		api.KeyConsole: "log", api.KeyWatchdog: "i6300esb,action=reset", api.KeyShutdown: "agent+acpi,timeout=170s", api.KeyNIC + "default": "binding=masquerade,model=virtio",
+		api.KeyConsole: "log", api.KeyWatchdog: "i6300esb,action=reset", api.KeyShutdown: "agent+acpi,timeout=170s", api.KeyNIC +
+			"default": "binding=masquerade,model=virtio",
 		api.KeyCPUFeatures: "aes,avx,avx2,pcid=optional,vmx=forbid",
 	})
 	pod.Spec.Containers[0].Resources.Limits[corev1.ResourceMemory] = resource.MustParse("8Gi")
 	for i := range 32 {
 		name := fmt.Sprintf("disk-%02d", i)
 		pod.Annotations[api.KeyDisk+name] = fmt.Sprintf("bus=scsi,boot=%d,cache=none,io=native,discard=unmap,serial=SERIAL%02d", i+1, i)
-		pod.Spec.Containers[0].VolumeDevices = append(pod.Spec.Containers[0].VolumeDevices, corev1.VolumeDevice{Name: name, DevicePath: "/vm/disks/" + name})
+		pod.Spec.Containers[0].VolumeDevices = append(pod.Spec.Containers[0].VolumeDevices, corev1.VolumeDevice{Name: name, DevicePath: "/vm/disks/" +
+			name})
 		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: name, VolumeSource: corev1.VolumeSource{
 			PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name},
 		}})

@@ -38,9 +38,9 @@ func Annotations() string {
 const annotationsIntroduction = `A VM is a Pod with the label ` + "`podvirt.dev/vm`" + `. Its shape is in the annotations below, all with the prefix
 ` + "`podvirt.dev/`" + `; its size is in the resources of container ` + "`vm`" + `, its disks and files are its mount points below ` + "`/vm`" + `.
 
-- **Values**: one of the listed words; ` + "`true`" + ` or ` + "`false`" + `; an integer; a Kubernetes quantity (` + "`4Gi`" + `); a Go duration (` + "`90s`" + `); or
-  options: ` + "`word,key=value,…`" + `. The first item may be the main word, a later bare item ` + "`x`" + ` means ` + "`x=true`" + `, several values inside one item
-  are joined with ` + "`+`" + `, a value with a comma or a blank stands in double quotes, a key twice is an error.
+- **Values**: one of the listed words; ` + "`true`" + ` or ` + "`false`" + `; an integer; a Kubernetes quantity (` + "`4Gi`" + `); a Go duration (` + "`90s`" + `);
+  or options: ` + "`word,key=value,…`" + `. The first item may be the main word, a later bare item ` + "`x`" + ` means ` + "`x=true`" + `,
+  several values inside one item are joined with ` + "`+`" + `, a value with a comma or a blank stands in double quotes, a key twice is an error.
 - **Errors** name the key, the value, what is allowed and the nearest word; all of a Pod come at once. Admission, scheduler and launcher
   print the same text (Kubernetes puts those of admission on one line, divided by ` + "`|`" + `, and leaves out the nearest word).
 - **Chg**: when an edit on a running Pod takes effect: **L** at once, **R** at the next restart in place, **P** in a new Pod.
@@ -195,25 +195,30 @@ func readers(a api.Annotation) string {
 // overhead prints the formula of vm.md 2.5 with the figures in force.
 func overhead() string {
 	var b strings.Builder
-	b.WriteString("\n## Overhead\n\n`limits.memory` = guest memory + overhead. The overhead is the sum of these terms in MiB; launcher, admission and this page use the same\n" +
+	b.WriteString("\n## Overhead\n\n`limits.memory` = guest memory + overhead. The overhead is the sum of these terms in MiB; launcher, admission and this page " +
+		"use the same\n" +
 		"integers. `memory.overhead-factor` of `podvirt-config` multiplies the sum, rounded up.\n\n| Term | MiB |\n|---|---|\n")
 	for _, term := range []struct {
 		name string
 		mib  string
 	}{
 		{"launcher with libvirt", fmt.Sprint(api.OverheadLauncher)}, {"QEMU without guest and devices", fmt.Sprint(api.OverheadQEMU)},
-		{"one `ctl` or probe process", fmt.Sprint(api.OverheadCtl)}, {"slack", fmt.Sprint(api.OverheadSlack)}, {"migration buffers", fmt.Sprint(api.OverheadMigration)},
+		{"one `ctl` or probe process", fmt.Sprint(api.OverheadCtl)}, {"slack", fmt.Sprint(api.OverheadSlack)}, {"migration buffers",
+			fmt.Sprint(api.OverheadMigration)},
 		{"page tables", fmt.Sprintf("guest memory / %d, rounded up", api.OverheadPageTables)}, {"each vCPU at start", fmt.Sprint(api.OverheadVCPU)},
 		{"each IO thread (one, unless `iothreads` says otherwise)", fmt.Sprint(api.OverheadIOThread)},
 		{"each disk, CD-ROM, seed, config disk, NIC (a NIC with more than 16 queue pairs: one more per 16)", fmt.Sprint(api.OverheadDevice)},
-		{"video (none with `video: none`)", fmt.Sprint(api.OverheadVideo)}, {"TPM", fmt.Sprint(api.OverheadTPM)}, {"each virtiofs share", fmt.Sprint(api.OverheadShare)},
-		{"any VFIO device, then each", fmt.Sprintf("%d + %d", api.OverheadVFIO, api.OverheadVFIODevice)}, {"launch security", fmt.Sprint(api.OverheadLaunchSecurity)},
+		{"video (none with `video: none`)", fmt.Sprint(api.OverheadVideo)}, {"TPM", fmt.Sprint(api.OverheadTPM)}, {"each virtiofs share",
+			fmt.Sprint(api.OverheadShare)},
+		{"any VFIO device, then each", fmt.Sprintf("%d + %d", api.OverheadVFIO, api.OverheadVFIODevice)}, {"launch security",
+			fmt.Sprint(api.OverheadLaunchSecurity)},
 		{"emulation (`accelerator: tcg`)", fmt.Sprint(api.OverheadTCG)}, {"`memory-overhead`", "as given"},
 	} {
 		fmt.Fprintf(&b, "| %s | %s |\n", term.name, term.mib)
 	}
 	example := api.Footprint{Guest: 1024, VCPUs: 1, IOThreads: 1, Devices: 2, Video: true}
-	fmt.Fprintf(&b, "\nA guest of 1 GiB with one vCPU, one disk, one NIC and video: %d MiB, so the limit is %d MiB.\n", example.Overhead(), example.Guest+example.Overhead())
+	fmt.Fprintf(&b, "\nA guest of 1 GiB with one vCPU, one disk, one NIC and video: %d MiB, so the limit is %d MiB.\n", example.Overhead(),
+		example.Guest+example.Overhead())
 	return b.String()
 }
 
