@@ -17,7 +17,6 @@ import (
 	"k8s.io/apimachinery/pkg/util/yaml"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/restmapper"
-	"k8s.io/utils/ptr"
 )
 
 // Pod Security levels.
@@ -63,7 +62,7 @@ func (c *Cluster) Namespace(t testing.TB, level string) *Namespace {
 
 // remove deletes the namespace and waits for its Pods and claims: the next test wants their room.
 func (n *Namespace) remove(ctx context.Context, t testing.TB) {
-	grace := metav1.DeleteOptions{GracePeriodSeconds: ptr.To[int64](0)}
+	grace := metav1.DeleteOptions{GracePeriodSeconds: new(int64(0))}
 	if err := n.Client.CoreV1().Pods(n.Name).DeleteCollection(ctx, grace, metav1.ListOptions{}); err != nil {
 		t.Errorf("removing Pods of %s: %v", n.Name, err)
 	}
@@ -134,7 +133,7 @@ func (n *Namespace) applyOne(ctx context.Context, mapper meta.RESTMapper, object
 	if err != nil {
 		return err
 	}
-	options := metav1.PatchOptions{FieldManager: fieldManager, Force: ptr.To(true)}
+	options := metav1.PatchOptions{FieldManager: fieldManager, Force: new(true)}
 	_, err = client.Patch(ctx, object.GetName(), types.ApplyPatchType, data, options)
 	return err
 }
@@ -157,7 +156,7 @@ func (n *Namespace) dump(ctx context.Context, t testing.TB) {
 	for _, pod := range pods.Items {
 		t.Logf("pod %s on %q: %s %s", pod.Name, pod.Spec.NodeName, pod.Status.Phase, describe(&pod))
 		for _, container := range append(pod.Spec.InitContainers, pod.Spec.Containers...) {
-			log, err := n.podLog(ctx, pod.Name, &corev1.PodLogOptions{Container: container.Name, TailLines: ptr.To[int64](60)})
+			log, err := n.podLog(ctx, pod.Name, &corev1.PodLogOptions{Container: container.Name, TailLines: new(int64(60))})
 			t.Logf("log of %s/%s (%v):\n%s", pod.Name, container.Name, err, log)
 		}
 	}

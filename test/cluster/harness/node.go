@@ -64,7 +64,7 @@ func (c *Cluster) RestartNode(t testing.TB, node string) {
 		}
 		for _, condition := range object.Status.Conditions {
 			// The heartbeat must be of the new kubelet.
-			if condition.Type == corev1.NodeReady && condition.Status == corev1.ConditionTrue && condition.LastHeartbeatTime.Time.After(begin) {
+			if condition.Type == corev1.NodeReady && condition.Status == corev1.ConditionTrue && condition.LastHeartbeatTime.After(begin) {
 				return nil
 			}
 		}

@@ -116,8 +116,7 @@ func (n *Namespace) TryExec(ctx context.Context, pod, container string, stdin io
 	var stdout, stderr bytes.Buffer
 	err = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: stdin, Stdout: &stdout, Stderr: &stderr})
 	result := Result{Stdout: stdout.String(), Stderr: stderr.String()}
-	var exit exec.CodeExitError
-	if errors.As(err, &exit) {
+	if exit, ok := errors.AsType[exec.CodeExitError](err); ok {
 		result.Code = exit.Code
 		return result, nil
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -133,9 +134,7 @@ func TestKilledSupervisorTakesEverythingWithIt(t *testing.T) {
 	}
 	t.Run("up repairs", func(t *testing.T) {
 		up(t, c)
-		for id, name := range machineNamespaces(t, c.Layout) {
-			known[id] = name
-		}
+		maps.Copy(known, machineNamespaces(t, c.Layout))
 	})
 	killSupervisor(t, c.Layout)
 	if err := c.Down(t.Context(), true); err != nil {

@@ -162,7 +162,7 @@ func (c *Cluster) startSupervisor(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer log.Close() //nolint:errcheck // nothing was written on this side
+	defer log.Close() // nothing was written on this side
 	cmd := exec.CommandContext(context.WithoutCancel(ctx), self, VerbSupervise)
 	cmd.Env = c.env()
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", log, log

@@ -159,7 +159,7 @@ func rolledOut(ctx context.Context, client kubernetes.Interface) error {
 	for _, s := range sets.Items {
 		want := s.Status.DesiredNumberScheduled
 		if s.Status.ObservedGeneration < s.Generation || want == 0 || s.Status.UpdatedNumberScheduled != want || s.Status.NumberAvailable != want {
-			return fmt.Errorf("DaemonSet %s: %d of %d nodes", s.Name, s.Status.NumberAvailable, want)
+			return fmt.Errorf("daemon set %s: %d of %d nodes", s.Name, s.Status.NumberAvailable, want)
 		}
 	}
 	deployments, err := client.AppsV1().Deployments(systemNamespace).List(ctx, metav1.ListOptions{})
@@ -168,7 +168,7 @@ func rolledOut(ctx context.Context, client kubernetes.Interface) error {
 	}
 	for _, d := range deployments.Items {
 		if !deploymentComplete(&d) {
-			return fmt.Errorf("Deployment %s: %d of %d replicas", d.Name, d.Status.AvailableReplicas, *d.Spec.Replicas)
+			return fmt.Errorf("deployment %s: %d of %d replicas", d.Name, d.Status.AvailableReplicas, *d.Spec.Replicas)
 		}
 	}
 	return nil

@@ -93,7 +93,7 @@ func (c *Cluster) Status(ctx context.Context, out io.Writer) error {
 	}
 	client, err := c.Client()
 	if err != nil {
-		return nil //nolint:nilerr // no kubeconfig: no cluster
+		return nil // no kubeconfig: no cluster
 	}
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()

@@ -97,12 +97,12 @@ func (in *initProcess) start(p Program, ended chan<- unix.WaitStatus) error {
 	if err != nil {
 		return err
 	}
-	defer log.Close() //nolint:errcheck // nothing was written on this side
+	defer log.Close() // nothing was written on this side
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return err
 	}
-	defer null.Close() //nolint:errcheck // nothing was written
+	defer null.Close() // nothing was written
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	process, err := os.StartProcess(p.Argv[0], p.Argv, &os.ProcAttr{

@@ -30,7 +30,7 @@ func Start(spec string, log io.Writer) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer read.Close() //nolint:errcheck // the child has its own copy, and nothing is written on this side
+	defer read.Close() // the child has its own copy, and nothing is written on this side
 	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: []string{"podvirt-machine", VerbPrepare, spec}, Stdin: read, Stdout: log, Stderr: log}
 	cmd.SysProcAttr = &unix.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWUTS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC,

@@ -70,7 +70,7 @@ func (r Record) kill(signal unix.Signal) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd) //nolint:errcheck // a descriptor of nothing that could be lost
+	defer unix.Close(fd) // a descriptor of nothing that could be lost
 	if !r.alive() {
 		return nil
 	}

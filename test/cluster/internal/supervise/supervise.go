@@ -51,7 +51,7 @@ func Run(ctx context.Context, l layout.Layout, delegated bool, log io.Writer) (e
 	if err != nil {
 		return err
 	}
-	defer lock.Close() //nolint:errcheck // releases the lock, in any case at the end of the process
+	defer lock.Close() // releases the lock, in any case at the end of the process
 	tree, err := newTree(l, delegated)
 	if err != nil {
 		return err

@@ -180,7 +180,7 @@ func inspectLoop(path string) (loop, error) {
 	if err != nil {
 		return loop{}, err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close() // only read
 	info, err := unix.IoctlLoopGetStatus64(int(f.Fd()))
 	if err != nil {
 		return loop{}, err
