@@ -29,7 +29,8 @@ func exec() []runtime.Object {
 		{Name: "rights", Expression: "{" + strings.Join(rights, ", ") + "}"},
 		{Name: "right", Expression: `request.subResource == "attach" ? "console" : variables.rights[?variables.verb].orValue("")`},
 	}
-	allowed := fmt.Sprintf(`authorizer.group(%s).resource(%s).subresource(variables.right).namespace(request.namespace).name(request.name).check("create").allowed()`,
+	allowed := fmt.Sprintf(`authorizer.group(%s).resource(%s).subresource(variables.right)
+  .namespace(request.namespace).name(request.name).check("create").allowed()`,
 		str(api.RightsGroup), str(api.RightsResource))
 	return validatingPolicy("podvirt-exec", admissionv1.ValidatingAdmissionPolicySpec{
 		MatchConstraints: &admissionv1.MatchResources{ResourceRules: []admissionv1.NamedRuleWithOperations{rule("", connect, "pods/exec", "pods/attach")}},
