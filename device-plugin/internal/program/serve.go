@@ -80,7 +80,9 @@ func serve(ctx context.Context, o options) error {
 	group.Go(func() error { publisher.Run(ctx); return nil })
 	group.Go(func() error { return p.discover(ctx) })
 	group.Go(func() error { return manager.Run(ctx) })
-	group.Go(func() error { return selfsigned.Serve(ctx, "podvirt-device-plugin", o.metrics, p.metrics.Handler(p.missing(manager))) })
+	group.Go(func() error {
+		return selfsigned.Serve(ctx, "podvirt-device-plugin", o.metrics, p.metrics.Handler(p.missing(manager)))
+	})
 	return group.Wait()
 }
 
