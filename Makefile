@@ -13,7 +13,7 @@ GOTEST    = $(GO) test -count=1 $(TESTFLAGS)
 LOCAL     = $(GO) run ./test/cluster/local
 IMAGES    = $(GO) run ./images
 BINARIES := launcher scheduler csi-hostpath cni-bridge device-plugin
-PACKAGES  = $(shell $(GO) list ./... | grep -v '/test/\(kernel\|guests\|cluster/suite\|bench\|cgroup2\)')
+PACKAGES  = $(shell $(GO) list ./... | grep -v '/test/\(kernel\|guests\|cluster/suite\|cluster/lifecycle\|cluster/cgroup2\|bench\)')
 # Packages whose tests run in a guest; they are static and have their files in testdata.
 IN_GUEST  = ./test/kernel/network ./test/kernel/numa ./test/kernel/iommu ./cni-bridge/internal/plugin ./cni-bridge/internal/nat \
             ./cni-bridge/internal/filter ./internal/nicalias
@@ -79,12 +79,13 @@ test-conformance: ## csi-sanity and kin against the built components
 
 .PHONY: test-cluster
 test-cluster: images ## real guests on the local cluster, which stays up for the next run
+	$(GOTEST) -v -timeout=20m ./test/cluster/lifecycle
 	@$(LOCAL) install
 	$(GOTEST) -v -timeout=60m ./test/cluster/suite/...
 
 .PHONY: test-cgroup2
-test-cgroup2: ## the local cluster inside a Debian 12 guest with systemd and cgroup v2 (slow)
-	$(GOTEST) -v -timeout=90m ./test/cgroup2/...
+test-cgroup2: images ## the local cluster inside a Debian 12 guest with systemd and cgroup v2 (slow)
+	$(GOTEST) -v -timeout=90m ./test/cluster/cgroup2
 
 .PHONY: bench-overhead
 bench-overhead: images ## memory and start time of a VM Pod against QEMU by hand and a plain Pod

@@ -38,12 +38,26 @@ func New(l layout.Layout, log io.Writer) *Cluster { return &Cluster{Layout: l, L
 
 // Build builds the programs and returns their paths.
 func (c *Cluster) Build(ctx context.Context) (map[string]string, error) {
+	if c.Layout.Prebuilt != "" {
+		return prebuilt(c.Layout.Prebuilt)
+	}
 	root, err := sourceRoot(ctx)
 	if err != nil {
 		return nil, err
 	}
 	b := programs.Builder{Modules: filepath.Join(root, "test/programs"), Bin: c.Layout.Bin(), Log: c.Log}
 	return b.Build(ctx, programs.All())
+}
+
+func prebuilt(dir string) (map[string]string, error) {
+	paths := map[string]string{}
+	for _, p := range programs.All() {
+		paths[p.Name] = filepath.Join(dir, p.Name)
+		if _, err := os.Stat(paths[p.Name]); err != nil {
+			return nil, err
+		}
+	}
+	return paths, nil
 }
 
 // sourceRoot is the directory of the Go module.
@@ -145,15 +159,9 @@ func (c *Cluster) startSupervisor(ctx context.Context) error {
 	if err := os.MkdirAll(run, 0o755); err != nil {
 		return err
 	}
-	root, err := sourceRoot(ctx)
+	self, err := c.buildSelf(ctx, run)
 	if err != nil {
-		return err
-	}
-	self := filepath.Join(run, "podvirt-local")
-	build := exec.CommandContext(ctx, "go", "build", "-o", self, "./test/cluster/local")
-	build.Dir = root
-	if out, err := build.CombinedOutput(); err != nil {
-		return fmt.Errorf("building the supervisor: %w: %s", err, out)
+		return fmt.Errorf("building the supervisor: %w", err)
 	}
 	if supervise.HasSystemd() {
 		return c.startUnit(ctx, self)
@@ -173,6 +181,24 @@ func (c *Cluster) startSupervisor(ctx context.Context) error {
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	return c.waitRecord(ctx, ended)
+}
+
+// buildSelf builds this program into dir and returns its path.
+func (c *Cluster) buildSelf(ctx context.Context, dir string) (string, error) {
+	if c.Layout.Prebuilt != "" {
+		return filepath.Join(c.Layout.Prebuilt, "podvirt-local"), nil
+	}
+	root, err := sourceRoot(ctx)
+	if err != nil {
+		return "", err
+	}
+	self := filepath.Join(dir, "podvirt-local")
+	build := exec.CommandContext(ctx, "go", "build", "-o", self, "./test/cluster/local")
+	build.Dir = root
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, out)
+	}
+	return self, nil
 }
 
 // waitRecord waits until the supervisor has said who it is.

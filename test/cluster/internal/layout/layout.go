@@ -42,13 +42,16 @@ type Layout struct {
 	Cache string // what any cluster would build again the same way
 	Nodes int
 
+	// Prebuilt is a directory with every program by its plain name, this one as podvirt-local: nothing is built then.
+	Prebuilt string
+
 	// Instance tells clusters that run at the same time apart: 0 to 9. It decides names and addresses.
 	Instance int
 }
 
-// FromEnv reads PODVIRT_STATE, PODVIRT_CACHE and PODVIRT_INSTANCE.
+// FromEnv reads PODVIRT_STATE, PODVIRT_CACHE, PODVIRT_PREBUILT and PODVIRT_INSTANCE.
 func FromEnv(getenv func(string) string) (Layout, error) {
-	l := Layout{State: getenv("PODVIRT_STATE"), Cache: getenv("PODVIRT_CACHE"), Nodes: 2}
+	l := Layout{State: getenv("PODVIRT_STATE"), Cache: getenv("PODVIRT_CACHE"), Prebuilt: getenv("PODVIRT_PREBUILT"), Nodes: 2}
 	if n := getenv("PODVIRT_INSTANCE"); n != "" {
 		if len(n) != 1 || n < "0" || n > "9" {
 			return Layout{}, fmt.Errorf("PODVIRT_INSTANCE: %q: want a digit", n)
@@ -71,7 +74,9 @@ func FromEnv(getenv func(string) string) (Layout, error) {
 
 // Env is the environment from which FromEnv makes the same layout.
 func (l Layout) Env() []string {
-	return []string{"PODVIRT_STATE=" + l.State, "PODVIRT_CACHE=" + l.Cache, "PODVIRT_INSTANCE=" + strconv.Itoa(l.Instance)}
+	return []string{
+		"PODVIRT_STATE=" + l.State, "PODVIRT_CACHE=" + l.Cache, "PODVIRT_PREBUILT=" + l.Prebuilt, "PODVIRT_INSTANCE=" + strconv.Itoa(l.Instance),
+	}
 }
 
 // Name is the cluster's name on this host: of its control groups and its systemd unit.
@@ -134,8 +139,13 @@ func (l Layout) Kubeconfig() string { return filepath.Join(l.State, "kubeconfig"
 // PKI is the directory of keys and certificates.
 func (l Layout) PKI() string { return filepath.Join(l.State, "pki") }
 
-// Bin is the directory of the programs, keyed by version.
-func (l Layout) Bin() string { return filepath.Join(l.Cache, "bin") }
+// Bin is the directory of the programs, keyed by version unless they are prebuilt.
+func (l Layout) Bin() string {
+	if l.Prebuilt != "" {
+		return l.Prebuilt
+	}
+	return filepath.Join(l.Cache, "bin")
+}
 
 // Images is the directory of OCI archives, one NAME.tar each.
 func (l Layout) Images() string { return filepath.Join(l.Cache, "images") }
