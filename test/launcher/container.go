@@ -197,5 +197,9 @@ func dropRights() error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return err
 	}
-	return errors.Join(syscall.Setgroups(nil), syscall.Setgid(userID), syscall.Setuid(userID))
+	if err := errors.Join(syscall.Setgroups(nil), syscall.Setgid(userID), syscall.Setuid(userID)); err != nil {
+		return err
+	}
+	// A change of user takes this back: the container dies with the test.
+	return unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
 }

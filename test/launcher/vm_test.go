@@ -462,11 +462,26 @@ func (s *session) typeLine(line string) {
 	}
 }
 
-// login logs in as root, who has no password in the tiny guest.
+// login logs in as root, who has no password in the tiny guest. What a session shows first may be the prompt of an
+// earlier boot, and login drops what was typed before it was ready, so that the shell is asked for a word of its own.
 func (v *vm) login() *session {
 	v.t.Helper()
 	s := v.console()
 	s.typeLine("root")
-	s.out.wait(v.t, `# `, 1)
-	return s
+	word := strconv.FormatInt(time.Now().UnixNano(), 36)
+	answered := s.out.seen("shell-"+word, 1)
+	deadline := time.NewTimer(patience)
+	defer deadline.Stop()
+	tick := time.NewTicker(2 * time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-answered:
+			return s
+		case <-tick.C:
+			s.typeLine("echo shell''-" + word)
+		case <-deadline.C:
+			v.t.Fatalf("no shell; there is: %.2000s %s", s.out, s.errs)
+		}
+	}
 }
