@@ -377,7 +377,7 @@ func TestConsole(t *testing.T) {
 	const megabyte = 1 << 20
 	paste := strings.Repeat(strings.Repeat("x", 63)+"\n", megabyte/64)
 	second.typeLine(paste + "\x04")
-	second.out.wait(t, strconv.Itoa(megabyte+1), 1)
+	second.out.wait(t, strconv.Itoa(megabyte), 1)
 
 	second.quit()
 }
@@ -420,7 +420,7 @@ func TestClaims(t *testing.T) {
 
 // TestFirmware boots the same disk by UEFI, with a seed, and shows the layout of PCI.
 func TestFirmware(t *testing.T) {
-	p := newPod(t, map[string]string{"firmware": "uefi", "cpu-topology": "sockets=1,cores=2,threads=1"})
+	p := newPod(t, map[string]string{"firmware": "uefi", "memory": "256Mi", "cpu-topology": "sockets=1,cores=2,threads=1"})
 	seed := p.volume("/vm/cloud-init")
 	if err := os.WriteFile(filepath.Join(seed, "user-data"), []byte("#cloud-config\n"), 0o644); err != nil {
 		t.Fatal(err)
