@@ -137,8 +137,13 @@ func Eventually(t testing.TB, timeout time.Duration, what string, check func(ctx
 	ticker := time.NewTicker(pollPause)
 	defer ticker.Stop()
 	begin := time.Now()
+	var last error
 	for {
 		err := check(ctx)
+		if ctx.Err() != nil && last != nil {
+			err = last // what the end of the wait broke off says nothing
+		}
+		last = err
 		if err == nil {
 			t.Logf("%s: after %s", what, time.Since(begin).Round(100*time.Millisecond))
 			return

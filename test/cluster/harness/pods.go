@@ -61,10 +61,14 @@ func Running(pod *corev1.Pod) error {
 // Phase wants a Pod in one phase.
 func Phase(want corev1.PodPhase) func(*corev1.Pod) error {
 	return func(pod *corev1.Pod) error {
-		if pod.Status.Phase != want {
+		switch pod.Status.Phase {
+		case want:
+			return nil
+		case corev1.PodFailed, corev1.PodSucceeded:
+			return fmt.Errorf("%w: phase is %s, want %s: %s", ErrNever, pod.Status.Phase, want, describe(pod))
+		default:
 			return fmt.Errorf("phase is %s, want %s: %s", pod.Status.Phase, want, describe(pod))
 		}
-		return nil
 	}
 }
 

@@ -152,7 +152,7 @@ spec:
   - name: main
     image: localhost/podvirt/launcher:dev
     imagePullPolicy: IfNotPresent
-    command: [/bin/sh, -c, "qemu-img convert -n -O raw /source/disk/*.qcow2 /disk/disk.img"]
+    command: [/bin/sh, -c, "qemu-img convert -O raw /source/disk/*.qcow2 /disk/disk.img"]
     securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
     volumeMounts: [{name: disk, mountPath: /disk}, {name: source, mountPath: /source}]
   volumes:

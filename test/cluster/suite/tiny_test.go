@@ -182,7 +182,7 @@ func logIn(t *testing.T, term *harness.Terminal) {
 // TestUEFI boots the same disk by UEFI firmware.
 func TestUEFI(t *testing.T) {
 	ns := setUp(t, "guest-tiny")
-	ns.Apply(t, newVM("uefi", "guest-tiny").annotate(map[string]string{"firmware": "uefi"}).manifest(t))
+	ns.Apply(t, newVM("uefi", "guest-tiny").annotate(map[string]string{"firmware": "uefi", "memory": "384Mi"}).manifest(t))
 	ns.WaitLog(t, "uefi", api.ContainerName, "podvirt-tiny: ready after", harness.Medium)
 }
 

@@ -176,7 +176,7 @@ apiVersion: v1
 kind: Pod
 metadata: {name: client}
 spec:
-  securityContext: {runAsNonRoot: true, runAsUser: 1000, fsGroup: 1000, seccompProfile: {type: RuntimeDefault}}
+  securityContext: {runAsNonRoot: true, runAsUser: 65534, fsGroup: 65534, seccompProfile: {type: RuntimeDefault}}
   terminationGracePeriodSeconds: 1
   containers:
   - name: main
