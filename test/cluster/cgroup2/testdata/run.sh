@@ -11,7 +11,7 @@ finish() {
   exit 0
 }
 fail() {
-  tail -n 15 /var/lib/podvirt-local/run/supervisor.log /var/lib/podvirt-local/machines/*/var/log/podvirt/*.log 2>/dev/null
+  tail -n 5 /var/lib/podvirt-local/run/supervisor.log /var/lib/podvirt-local/machines/*/var/log/podvirt/*.log 2>/dev/null
   journalctl --no-pager -n 20 -u podvirt-local.service
   finish "failed: $1"
 }

@@ -96,6 +96,9 @@ const corefile = `.:53 {
 }
 `
 
+// resolvConf is what Pods on the host network have: no name server, since the machines have no way to the outside.
+const resolvConf = "search " + layout.Domain + "\n"
+
 // cniConfig is the Pod network of a node: routed, without a bridge and without translation inside the cluster.
 func cniConfig(m layout.Machine) string {
 	return fmt.Sprintf(`{

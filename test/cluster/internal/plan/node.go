@@ -30,7 +30,7 @@ func (p Planner) writeNode(ctx context.Context, m layout.Machine) (machine.Spec,
 		"kubelet.yaml":    kubeletConfig(p.Layout.Network()),
 		"proxy.yaml":      proxyConfig(p.Layout.Network()),
 		"cni.conflist":    cniConfig(m),
-		"resolv.conf":     "search " + layout.Domain + "\n",
+		"resolv.conf":     resolvConf,
 	}); err != nil {
 		return spec, err
 	}

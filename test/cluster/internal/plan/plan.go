@@ -118,10 +118,14 @@ func (p Planner) base(m layout.Machine) (spec machine.Spec, conf string, err err
 			return spec, conf, err
 		}
 	}
-	// Nodes must differ in what identifies a machine.
+	// Nodes must differ in what identifies a machine, and a bare host may lack files that containerd reads.
+	hosts := "127.0.0.1 localhost\n::1 localhost\n"
+	for _, other := range p.Layout.Machines() {
+		hosts += other.Address4 + " " + other.Name + "\n"
+	}
 	id := sha256.Sum256([]byte(p.Layout.State + "/" + m.Name))
 	return spec, conf, writeAll(filepath.Join(spec.Etc, "upper"), map[string]string{
-		"machine-id": hex.EncodeToString(id[:16]) + "\n", "hostname": m.Name + "\n",
+		"machine-id": hex.EncodeToString(id[:16]) + "\n", "hostname": m.Name + "\n", "hosts": hosts, "resolv.conf": resolvConf,
 	})
 }
 
