@@ -164,7 +164,7 @@ func defaultMode(file recipe.File) fs.FileMode {
 
 func (b Builder) compile(ctx context.Context, p recipe.Program, name string) (string, error) {
 	out := b.Roots.Store.Path(filepath.Join("programs", name))
-	program := gobuild.Program{Dir: filepath.Join(b.Repository, p.Module), Package: p.Package, CGO: p.CGO}
+	program := gobuild.Program{Dir: filepath.Join(b.Repository, p.Module), Package: p.Package, CGO: p.CGO, Tags: p.Tags}
 	return out, gobuild.Build(ctx, program, out)
 }
 

@@ -49,6 +49,7 @@ type Program struct {
 	Module  string // directory of its module in the repository; empty is the root module
 	Package string
 	CGO     bool // links the C library of the build machine, which must not be newer than the image's
+	Tags    string
 }
 
 const searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -105,7 +106,8 @@ func launcher() Image {
 		Root: launcherRoot(),
 		Files: []File{
 			{Path: "/dev", Dir: true},
-			{Path: "/usr/bin/launcher", Program: &Program{Package: "./launcher", CGO: true}},
+			// libvirt is opened by who runs a VM, not by every ctl and probe process.
+			{Path: "/usr/bin/launcher", Program: &Program{Package: "./launcher", CGO: true, Tags: "libvirt_dlopen"}},
 			{Path: "/usr/bin/reaper", Program: &Program{Package: "./launcher/reaper"}},
 		},
 		Entrypoint: []string{"/usr/bin/reaper", "/usr/bin/launcher"},

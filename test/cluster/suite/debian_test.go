@@ -108,7 +108,7 @@ func TestDebianGuest(t *testing.T) {
 		}
 	}
 	t.Run("name of a Service", func(t *testing.T) {
-		got, err := guestSSH(t.Context(), ns, svc.Spec.ClusterIP, "getent hosts kubernetes.default.svc.cluster.local")
+		got, err := guestSSH(t.Context(), ns, svc.Spec.ClusterIP, "getent hosts kubernetes.default.svc.cluster.local || resolvectl status")
 		if err != nil || !strings.Contains(got, "kubernetes.default") {
 			t.Errorf("the guest resolves %q, %v", got, err)
 		}
@@ -119,7 +119,7 @@ func TestDebianGuest(t *testing.T) {
 		}
 	})
 	t.Run("log", func(t *testing.T) {
-		ns.WaitLog(t, "debian", api.ContainerName, "named-by-podvirt login:", harness.Medium)
+		ns.WaitLog(t, "debian", api.ContainerName, "named-by-podvirt ttyS0", harness.Medium)
 	})
 	t.Run("login on the console", func(t *testing.T) {
 		term := ns.Shell(t, "debian", api.ContainerName, "launcher", "ctl", "console")
