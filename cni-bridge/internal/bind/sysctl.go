@@ -62,7 +62,11 @@ func quiet(name string, ipv6 bool) error {
 		values = append(values, [2]string{v6 + "disable_ipv6", "1"})
 	}
 	for _, v := range values {
-		if err := write(v[0], v[1]); err != nil && !(errors.Is(err, fs.ErrNotExist) && !ipv6) {
+		err := write(v[0], v[1])
+		if !ipv6 && errors.Is(err, fs.ErrNotExist) {
+			continue // a kernel without IPv6
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -57,14 +57,15 @@ func (a API) ClusterID(ctx context.Context) (string, error) {
 	request.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}}
 	defer transport.CloseIdleConnections()
-	return askUID((&http.Client{Transport: transport}).Do(request))
-}
-
-func askUID(response *http.Response, err error) (uid string, _ error) {
+	response, err := (&http.Client{Transport: transport}).Do(request)
 	if err != nil {
 		return "", fmt.Errorf("asking the API server: %w", err)
 	}
 	defer func() { _ = response.Body.Close() }()
+	return readUID(response)
+}
+
+func readUID(response *http.Response) (uid string, _ error) {
 	body, err := io.ReadAll(io.LimitReader(response.Body, 1<<20))
 	if err != nil {
 		return "", fmt.Errorf("asking the API server: %w", err)

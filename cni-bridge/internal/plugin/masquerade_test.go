@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
 	"strings"
@@ -54,9 +55,7 @@ func (a *attachment) args(t *testing.T, previous json.RawMessage) *skel.CmdArgs 
 	conf := map[string]any{
 		"cniVersion": "1.1.0", "name": "pods", "type": "cni-bridge", "mode": "pod", "stateDir": a.stateDir, "macSalt": "salt",
 	}
-	for key, value := range a.extra {
-		conf[key] = value
-	}
+	maps.Copy(conf, a.extra)
 	if a.annotations != nil {
 		conf["runtimeConfig"] = map[string]any{netconf.Annotations: a.annotations}
 	}

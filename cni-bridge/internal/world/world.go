@@ -210,7 +210,7 @@ func Listen(t testing.TB, netns ns.NetNS, address string) {
 	var listener net.Listener
 	must(t, netns.Do(func(ns.NetNS) error {
 		var err error
-		listener, err = net.Listen("tcp", address)
+		listener, err = (&net.ListenConfig{}).Listen(t.Context(), "tcp", address)
 		return err
 	}))
 	t.Cleanup(func() { _ = listener.Close() })

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -112,9 +113,7 @@ func (d Disk) esp(ctx context.Context, work, raw string) error {
 		return err
 	}
 	files := map[string]string{"EFI/BOOT/BOOTX64.EFI": loader}
-	for name, source := range d.ESP {
-		files[name] = source
-	}
+	maps.Copy(files, d.ESP)
 	for name, source := range files {
 		if err := run.Command(ctx, "mcopy", "-i", image, source, "::/"+name); err != nil {
 			return err

@@ -56,7 +56,7 @@ func addBusybox(ctx context.Context, w *initramfs.Writer, busybox string) error 
 	if err != nil {
 		return fmt.Errorf("asking busybox for its commands: %w", err)
 	}
-	for _, name := range strings.Fields(string(names)) {
+	for name := range strings.FieldsSeq(string(names)) {
 		if name == "bin/busybox" {
 			continue
 		}

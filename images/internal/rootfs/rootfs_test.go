@@ -43,7 +43,8 @@ func TestKeyFollowsTheOverlay(t *testing.T) {
 		}
 		return rootfs.Recipe{Name: "x", Overlay: dir}
 	}
-	if key(t, overlay("one")) != key(t, overlay("one")) {
+	first, again := key(t, overlay("one")), key(t, overlay("one"))
+	if first != again {
 		t.Error("equal overlays in two places have different keys")
 	}
 	if key(t, overlay("one")) == key(t, overlay("two")) {

@@ -100,19 +100,9 @@ func (v *vm) restart(policy corev1.RestartPolicy) *vm {
 	return v
 }
 
-func (v *vm) on(node string) *vm {
-	v.Spec.NodeSelector = map[string]string{corev1.LabelHostname: node}
-	return v
-}
-
 func (v *vm) terminal() *vm {
 	v.container().Stdin, v.container().TTY = true, true
 	return v.annotate(map[string]string{"console": "attach"})
-}
-
-func (v *vm) label(key, value string) *vm {
-	v.Labels[key] = value
-	return v
 }
 
 // manifest is the Pod as YAML.

@@ -95,11 +95,10 @@ func (m *Machine) CommandLine() string {
 	for _, arg := range m.Args() {
 		words = append(words, "'"+strings.ReplaceAll(arg, "'", `'\''`)+"'")
 	}
-	line := strings.Join(words, " ")
 	for i := range m.serial {
-		line += fmt.Sprintf(" %d>&1", 3+i)
+		words = append(words, fmt.Sprintf("%d>&1", 3+i))
 	}
-	return line
+	return strings.Join(words, " ")
 }
 
 // Start starts QEMU. It is killed when the context ends. Wait must be called after it.

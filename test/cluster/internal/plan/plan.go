@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"podvirt.dev/internal/atomicfile"
 	"podvirt.dev/test/cluster/internal/layout"
@@ -119,13 +120,13 @@ func (p Planner) base(m layout.Machine) (spec machine.Spec, conf string, err err
 		}
 	}
 	// Nodes must differ in what identifies a machine, and a bare host may lack files that containerd reads.
-	hosts := "127.0.0.1 localhost\n::1 localhost\n"
+	hosts := []string{"127.0.0.1 localhost", "::1 localhost"}
 	for _, other := range p.Layout.Machines() {
-		hosts += other.Address4 + " " + other.Name + "\n"
+		hosts = append(hosts, other.Address4+" "+other.Name)
 	}
 	id := sha256.Sum256([]byte(p.Layout.State + "/" + m.Name))
 	return spec, conf, writeAll(filepath.Join(spec.Etc, "upper"), map[string]string{
-		"machine-id": hex.EncodeToString(id[:16]) + "\n", "hostname": m.Name + "\n", "hosts": hosts, "resolv.conf": resolvConf,
+		"machine-id": hex.EncodeToString(id[:16]) + "\n", "hostname": m.Name + "\n", "hosts": strings.Join(hosts, "\n") + "\n", "resolv.conf": resolvConf,
 	})
 }
 
