@@ -172,7 +172,7 @@ func TestDeploymentStopStart(t *testing.T) {
 	ns.Apply(t, seedSecret("db-seed", public))
 	ns.Apply(t, pvc("db-root", corev1.PersistentVolumeFilesystem, "4Gi"))
 	rootFromImage(t, ns, "db-root", "guest-debian")
-	guest := newDebian("db").claim("root", corev1.PersistentVolumeFilesystem).httpReady(8080)
+	guest := newDebian("db").claim("root", corev1.PersistentVolumeFilesystem).agentReady()
 	ns.Apply(t, service("db", 22))
 	svc, err := ns.Client.CoreV1().Services(ns.Name).Get(t.Context(), "db", metav1.GetOptions{})
 	if err != nil {

@@ -95,6 +95,14 @@ func (v *vm) httpReady(port int32) *vm {
 	return v
 }
 
+func (v *vm) agentReady() *vm {
+	v.container().ReadinessProbe = &corev1.Probe{
+		ProbeHandler:  corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"launcher", "probe", "agent"}}},
+		PeriodSeconds: 5, FailureThreshold: 60, TimeoutSeconds: 5,
+	}
+	return v
+}
+
 func (v *vm) restart(policy corev1.RestartPolicy) *vm {
 	v.Spec.RestartPolicy = policy
 	return v
