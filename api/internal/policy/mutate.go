@@ -95,6 +95,23 @@ func configVM() []runtime.Object {
 	})
 }
 
+// keepImage lets a short manifest be applied again: the image is one of the few fields of a running Pod that can be
+// edited, and the alias would take the place of the image it became, which restarts the VM.
+func keepImage() []runtime.Object {
+	at := `object.spec.containers.map(c, string(c.name)).indexOf("vm")`
+	alias := str(api.AliasImage)
+	return mutatingPolicy("podvirt-keep-image", admissionv1.MutatingAdmissionPolicySpec{
+		MatchConstraints: &admissionv1.MatchResources{ResourceRules: []admissionv1.NamedRuleWithOperations{
+			rule("", []admissionv1.OperationType{admissionv1.Update}, "pods"),
+		}},
+		MatchConditions: []admissionv1.MatchCondition{{Name: "alias", Expression: `object.?metadata.?labels[?"podvirt.dev/vm"].orValue("") != ""
+  && object.spec.containers.exists(c, c.name == "vm" && c.image == ` + alias + `)
+  && oldObject.spec.containers.exists(c, c.name == "vm" && c.image != ` + alias + `)`}},
+		Mutations: []admissionv1.Mutation{mutation(add("true", `"/spec/containers/" + string(`+at+`) + "/image"`,
+			`string(oldObject.spec.containers.filter(c, c.name == "vm")[0].image)`))},
+	})
+}
+
 // defaultVM completes a VM Pod to the form of vm.md 1. It adds what is missing and changes nothing that is there, apart
 // from four values that the API server has filled in before: schedulerName default-scheduler,
 // terminationGracePeriodSeconds 30, enableServiceLinks true, and the token of a service account nobody asked for.

@@ -25,6 +25,7 @@ func Files() []File {
 	return []File{
 		{"podvirt-config-vm.yaml", configVM()},
 		{"podvirt-default-vm.yaml", defaultVM()},
+		{"podvirt-keep-image.yaml", keepImage()},
 		{"podvirt-validate-vm.yaml", validateVM()},
 		{"podvirt-validate-vm-config.yaml", validateVMConfig()},
 		{"podvirt-exec.yaml", exec()},

@@ -40,7 +40,7 @@ func TestRealServer(t *testing.T) {
 	awaitPolicies(t, client)
 
 	for name, run := range map[string]func(*testing.T, kubernetes.Interface){
-		"short": realShort, "complete": realComplete, "wrong": realWrong, "no VM": realOther, "configuration": realConfig, "emulation": realEmulated,
+		"short": realShort, "short twice": realShortTwice, "complete": realComplete, "wrong": realWrong, "no VM": realOther, "configuration": realConfig, "emulation": realEmulated,
 	} {
 		t.Run(name, func(t *testing.T) { run(t, client) })
 	}
@@ -65,6 +65,27 @@ func realShort(t *testing.T, client kubernetes.Interface) {
 	}
 	if diff := cmp.Diff(essence(want), essence(got)); diff != "" {
 		t.Errorf("completed Pod (-want,+got):\n%s", diff)
+	}
+}
+
+// realShortTwice applies a short manifest to a Pod that it made: nothing of the Pod changes, or the VM would restart.
+func realShortTwice(t *testing.T, client kubernetes.Interface) {
+	t.Helper()
+	pods := client.CoreV1().Pods("shop")
+	short := readPod(t, "testdata/short.yaml")
+	short.Name += "-twice"
+	first, err := pods.Create(t.Context(), short, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	again := first.DeepCopy()
+	again.Spec.Containers[0].Image = api.AliasImage
+	second, err := pods.Update(t.Context(), again, metav1.UpdateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(first.Spec, second.Spec); diff != "" {
+		t.Errorf("applied again (-first,+second):\n%s", diff)
 	}
 }
 
