@@ -1,0 +1,120 @@
+package arch
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/serializer"
+	"k8s.io/client-go/kubernetes/scheme"
+	"sigs.k8s.io/kustomize/api/krusty"
+	"sigs.k8s.io/kustomize/kyaml/filesys"
+
+	"podvirt.dev/api"
+	"podvirt.dev/api/podspec"
+)
+
+// decodeStrictly decodes one object and refuses fields that its type does not have.
+func decodeStrictly(t *testing.T, where string, text []byte) runtime.Object {
+	t.Helper()
+	decoder := serializer.NewCodecFactory(scheme.Scheme, serializer.EnableStrict).UniversalDeserializer()
+	object, _, err := decoder.Decode(text, nil, nil)
+	if err != nil {
+		t.Errorf("%s: %v\n%s", where, err, text)
+		return nil
+	}
+	return object
+}
+
+// checkVM resolves a VM Pod, or the template of one, with the parser of the launcher.
+func checkVM(t *testing.T, where string, object runtime.Object) {
+	t.Helper()
+	pod := &corev1.Pod{}
+	switch o := object.(type) {
+	case *corev1.Pod:
+		pod = o
+	case *appsv1.Deployment:
+		pod.ObjectMeta, pod.Spec = o.Spec.Template.ObjectMeta, o.Spec.Template.Spec
+	case *appsv1.StatefulSet:
+		pod.ObjectMeta, pod.Spec = o.Spec.Template.ObjectMeta, o.Spec.Template.Spec
+	}
+	if !podspec.IsVM(pod.Labels) {
+		return
+	}
+	if _, errs := api.Parse(pod.Annotations); errs.Err() != nil {
+		t.Errorf("%s: %v", where, errs)
+	}
+	if errs := podspec.Check(pod); errs.Err() != nil {
+		t.Errorf("%s: %v", where, errs)
+	}
+}
+
+// TestDocumentedManifests decodes every YAML block of a page that holds Kubernetes objects.
+func TestDocumentedManifests(t *testing.T) {
+	block := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```$")
+	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, page := range append(pages, filepath.Join(root, "README.md")) {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, match := range block.FindAllSubmatch(text, -1) {
+			for _, document := range bytes.Split(match[1], []byte("\n---\n")) {
+				kubernetes := bytes.HasPrefix(document, []byte("apiVersion: ")) && !bytes.Contains(document, []byte("kustomize.config"))
+				if !kubernetes || bytes.Contains(document, []byte("kubescheduler.config.k8s.io")) {
+					continue
+				}
+				found++
+				if object := decodeStrictly(t, page, document); object != nil {
+					checkVM(t, page, object)
+				}
+			}
+		}
+	}
+	if found == 0 {
+		t.Error("no page shows a manifest")
+	}
+}
+
+// TestOverlays builds every overlay as "kubectl apply -k" does and decodes what comes out of it.
+func TestOverlays(t *testing.T) {
+	overlays, err := filepath.Glob(filepath.Join(root, "manifests", "overlays", "*"))
+	if err != nil || len(overlays) == 0 {
+		t.Fatalf("overlays: %v, %v", overlays, err)
+	}
+	for _, overlay := range append(overlays, filepath.Join(root, "test", "cluster", "manifests")) {
+		t.Run(filepath.Base(overlay), func(t *testing.T) {
+			options := krusty.MakeDefaultOptions()
+			resources, err := krusty.MakeKustomizer(options).Run(filesys.MakeFsOnDisk(), overlay)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, resource := range resources.Resources() {
+				text, err := resource.AsYAML()
+				if err != nil {
+					t.Fatal(err)
+				}
+				decodeStrictly(t, resource.CurId().String(), text)
+				checkLabels(t, resource.CurId().String(), resource.GetLabels())
+			}
+		})
+	}
+}
+
+// checkLabels wants every object of an installation to say that it belongs to podvirt (operations.md 2.1).
+func checkLabels(t *testing.T, object string, labels map[string]string) {
+	t.Helper()
+	if labels["app.kubernetes.io/part-of"] != "podvirt" && !strings.Contains(object, "Namespace") {
+		t.Errorf("%s lacks the label app.kubernetes.io/part-of: podvirt", object)
+	}
+}
