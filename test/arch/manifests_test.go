@@ -69,7 +69,7 @@ func TestDocumentedManifests(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, match := range block.FindAllSubmatch(text, -1) {
-			for _, document := range bytes.Split(match[1], []byte("\n---\n")) {
+			for document := range bytes.SplitSeq(match[1], []byte("\n---\n")) {
 				kubernetes := bytes.HasPrefix(document, []byte("apiVersion: ")) && !bytes.Contains(document, []byte("kustomize.config"))
 				if !kubernetes || bytes.Contains(document, []byte("kubescheduler.config.k8s.io")) {
 					continue

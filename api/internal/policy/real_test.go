@@ -40,7 +40,8 @@ func TestRealServer(t *testing.T) {
 	awaitPolicies(t, client)
 
 	for name, run := range map[string]func(*testing.T, kubernetes.Interface){
-		"short": realShort, "short twice": realShortTwice, "complete": realComplete, "wrong": realWrong, "no VM": realOther, "configuration": realConfig, "emulation": realEmulated,
+		"short": realShort, "short twice": realShortTwice, "complete": realComplete, "wrong": realWrong,
+		"no VM": realOther, "configuration": realConfig, "emulation": realEmulated,
 	} {
 		t.Run(name, func(t *testing.T) { run(t, client) })
 	}
