@@ -13,7 +13,7 @@ GOTEST    = $(GO) test -count=1 $(TESTFLAGS)
 LOCAL     = $(GO) run ./test/cluster/local
 IMAGES    = $(GO) run ./images
 BINARIES := launcher scheduler csi-hostpath cni-bridge device-plugin
-PACKAGES  = $(shell $(GO) list ./... | grep -v '/test/\(kernel\|guests\|cluster/suite\|cluster/lifecycle\|cluster/cgroup2\|bench\)')
+PACKAGES  = $(shell $(GO) list ./... | grep -v '/test/\(kernel\|guests\|launcher\|cluster/suite\|cluster/lifecycle\|cluster/cgroup2\|bench\)')
 # Packages whose tests run in a guest; they are static and have their files in testdata.
 IN_GUEST  = ./test/kernel/network ./test/kernel/numa ./test/kernel/iommu ./cni-bridge/internal/plugin ./cni-bridge/internal/nat \
             ./cni-bridge/internal/filter ./internal/nicalias
@@ -30,6 +30,10 @@ setup: ## install the Debian packages that everything below needs (root)
 build: ## build the binaries into bin/
 	@mkdir -p bin
 	$(GO) build -o bin/ $(addprefix ./,$(wildcard $(BINARIES)))
+
+.PHONY: programs
+programs: ## build Kubernetes, etcd, containerd and kin into $PODVIRT_CACHE/bin
+	@$(LOCAL) build
 
 .PHONY: images
 images: ## build the container and guest images into $PODVIRT_CACHE/images
@@ -57,10 +61,10 @@ lint: ## golangci-lint, built from test/programs/lint
 	$(PODVIRT_CACHE)/bin/golangci-lint run ./...
 
 .PHONY: test
-test: test-unit test-kernel test-conformance test-cluster ## every level of tests, in this order
+test: test-unit test-kernel test-conformance test-launcher test-cluster ## every level of tests, in this order
 
 .PHONY: test-unit
-test-unit: ## tests that need no cluster, and the arch tests
+test-unit: programs ## tests that need no guest and no cluster, and the arch tests
 	$(GOTEST) $(PACKAGES)
 
 .PHONY: test-kernel
@@ -71,11 +75,16 @@ test-kernel: ## tests inside QEMU with a full Debian kernel, and boots of the te
 	$(GO) build -o bin/ ./test/kernel/runvm
 	$(GOTEST) ./test/kernel/vm
 	CGO_ENABLED=0 $(GOTEST) -p=1 -timeout=20m -exec $(CURDIR)/bin/runvm $(IN_GUEST)
+	CGO_ENABLED=0 $(GOTEST) -exec $(CURDIR)/bin/runvm -run=LinuxMountsIt ./launcher/internal/iso9660
 	PODVIRT_REQUIRE=1 $(GOTEST) -v -timeout=30m ./test/guests
 
 .PHONY: test-conformance
 test-conformance: ## csi-sanity and kin against the built components
 	cd test/conformance && $(GOTEST) -v -timeout=20m ./...
+
+.PHONY: test-launcher
+test-launcher: images ## the built launcher with real guests on the root file system of its image, without a cluster
+	$(GOTEST) -v -timeout=30m ./test/launcher
 
 .PHONY: test-cluster
 test-cluster: images ## real guests on the local cluster, which stays up for the next run
