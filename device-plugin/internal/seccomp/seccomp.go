@@ -15,7 +15,7 @@ import (
 	"podvirt.dev/device-plugin/internal/hostfile"
 )
 
-//go:generate sh -c "cd ../../../test/programs/containerd && go run ./seccomp > $OLDPWD/default.json"
+//go:generate sh -c "go -C ../../../test/programs/containerd run ./seccomp > default.json"
 
 // runtimeDefault is containerd's default profile for a process without capabilities, as of the release that
 // test/programs/containerd names. It was taken on amd64; names that an architecture does not have are ignored there.
