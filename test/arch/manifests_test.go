@@ -58,12 +58,16 @@ func checkVM(t *testing.T, where string, object runtime.Object) {
 // TestDocumentedManifests decodes every YAML block of a page that holds Kubernetes objects.
 func TestDocumentedManifests(t *testing.T) {
 	block := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```$")
-	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
-	if err != nil {
-		t.Fatal(err)
+	pages := []string{filepath.Join(root, "README.md")}
+	for _, depth := range []string{"*.md", filepath.Join("*", "*.md")} {
+		more, err := filepath.Glob(filepath.Join(root, "docs", depth))
+		if err != nil || len(more) == 0 {
+			t.Fatalf("docs/%s: %v, %v", depth, more, err)
+		}
+		pages = append(pages, more...)
 	}
 	found := 0
-	for _, page := range append(pages, filepath.Join(root, "README.md")) {
+	for _, page := range pages {
 		text, err := os.ReadFile(page)
 		if err != nil {
 			t.Fatal(err)
