@@ -244,7 +244,7 @@ func serve(conn net.Conn) {
 }
 
 // Timeout is how long anything in a world may take.
-const Timeout = 3 * time.Second
+const Timeout = 6 * time.Second
 
 // Dial connects from the namespace.
 func Dial(netns ns.NetNS, network, address string, options ...func(*net.Dialer)) (net.Conn, error) {

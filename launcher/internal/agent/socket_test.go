@@ -69,7 +69,8 @@ func (s *Socket) exchange(ctx context.Context, request []byte, limit int) ([]byt
 	if err := s.connect(ctx); err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = s.conn.SetDeadline(time.Unix(1, 0)) })
+	conn := s.conn // the function may run when the connection has been dropped
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	deadline, _ := ctx.Deadline() // the zero time: no deadline
 	if err := s.conn.SetDeadline(deadline); err != nil {
