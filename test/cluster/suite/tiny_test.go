@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"regexp"
 	"strings"
 	"testing"
@@ -58,6 +60,16 @@ func TestVM(t *testing.T) {
 			if !strings.Contains(body, want) {
 				t.Errorf("/metrics lacks %s", want)
 			}
+		}
+	})
+	t.Run("port-forward reaches the guest by the Pod's loopback", func(t *testing.T) {
+		response, err := http.Get(fmt.Sprintf("http://127.0.0.1:%d/", ns.Forward(t, "web", 8080)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer response.Body.Close()
+		if body, err := io.ReadAll(response.Body); err != nil || !strings.HasPrefix(string(body), "podvirt-tiny ") {
+			t.Errorf("answer: %q, %v", body, err)
 		}
 	})
 	t.Run("control verbs", func(t *testing.T) { checkVerbs(t, ns, pod) })
