@@ -46,7 +46,7 @@ func lifecycleRows() []Annotation {
 		},
 		{
 			Key: "shutdown", Group: group, Change: Live, Kind: Options,
-			Value: word("agent acpi ctrl-alt-del").list(),
+			Value: word("agent acpi ctrl-alt-del").notNow("ctrl-alt-del").list(),
 			Options: []Option{
 				{Name: "timeout", Value: duration("170s").atLeast(1, "must be more than 0s")}, {Name: "then", Value: word("off wait")},
 			},
@@ -87,7 +87,7 @@ func guestRows() []Annotation {
 			Meaning: "form of the seed",
 		},
 		{
-			Key: "ssh-keys", Group: group, Change: Live, Value: word("both static dynamic off"),
+			Key: "ssh-keys", Group: group, Change: Live, Value: word("both static dynamic off").notNow("dynamic"),
 			Default: "`both`", Meaning: "when keys of `/vm/ssh-keys` are applied: in the seed, by the guest agent",
 		},
 		{
