@@ -205,7 +205,7 @@ func (i *instance) client() (*agent.Client, error) {
 	return agent.New(transport{i.machine}, agent.DefaultTimeout), nil
 }
 
-// agent answers agent ping, os, fs, users, nics, time and info.
+// agent answers agent ping, os, fs, users, nics and time.
 func (i *instance) agent(ctx context.Context, a url.Values) (control.Answer, error) {
 	c, err := i.client()
 	if err != nil {
@@ -214,7 +214,6 @@ func (i *instance) agent(ctx context.Context, a url.Values) (control.Answer, err
 	what := a.Get("what")
 	queries := map[string]func() (any, error){
 		"ping":  func() (any, error) { return struct{}{}, c.Ping(ctx) },
-		"info":  func() (any, error) { return c.Info(ctx) },
 		"os":    func() (any, error) { return c.OS(ctx) },
 		"fs":    func() (any, error) { return c.FileSystems(ctx) },
 		"users": func() (any, error) { return c.Users(ctx) },
@@ -223,7 +222,7 @@ func (i *instance) agent(ctx context.Context, a url.Values) (control.Answer, err
 	}
 	query, ok := queries[what]
 	if !ok {
-		return control.Answer{}, fmt.Errorf("%w: agent %s: not one of info, fs, nics, os, ping, time, users", control.ErrUsage, what)
+		return control.Answer{}, fmt.Errorf("%w: agent %s: not one of fs, nics, os, ping, time, users", control.ErrUsage, what)
 	}
 	value, err := query()
 	if err != nil {
