@@ -61,7 +61,7 @@ lint: ## golangci-lint, built from test/programs/lint
 	$(PODVIRT_CACHE)/bin/golangci-lint run ./...
 
 .PHONY: test
-test: test-unit test-kernel test-conformance test-launcher test-cluster ## every level of tests, in this order
+test: setup test-unit test-kernel test-conformance test-launcher test-cluster ## every level of tests, in this order
 
 .PHONY: test-unit
 test-unit: programs ## tests that need no guest and no cluster, and the arch tests

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"podvirt.dev/cni-bridge/internal/journal"
+	"podvirt.dev/internal/require"
 )
 
 const (
@@ -372,9 +373,8 @@ func TestSaltIsNeededBeforeAnythingIsWritten(t *testing.T) {
 
 // TestReloadIsSeen proves that a watcher of the configuration directory alone hears of a drop-in one level below.
 func TestReloadIsSeen(t *testing.T) {
-	if _, err := exec.LookPath("sh"); err != nil {
-		t.Skip("needs sh")
-	}
+	_, err := exec.LookPath("sh")
+	require.Feature(t, err == nil, "sh")
 	dir := t.TempDir()
 	tree{"10-local.conflist": list}.write(t, dir)
 	events := watchRenames(t, dir)

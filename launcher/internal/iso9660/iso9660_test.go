@@ -54,7 +54,8 @@ func TestLinuxMountsIt(t *testing.T) {
 		t.Run("options="+options, func(t *testing.T) {
 			dir := t.TempDir()
 			if err := unix.Mount(device, dir, "iso9660", unix.MS_RDONLY, options); err != nil {
-				if errors.Is(err, unix.ENODEV) {
+				// The kernel level promises the mount; there the lack of it is a failure.
+				if errors.Is(err, unix.ENODEV) && os.Getenv("PODVIRT_KERNEL_TEST") == "" {
 					t.Skip("this kernel has no iso9660; level kernel mounts the image")
 				}
 				t.Fatal(err)
