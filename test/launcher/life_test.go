@@ -294,6 +294,27 @@ func TestQEMUDiesWithoutLauncher(t *testing.T) {
 	}
 }
 
+// TestQEMUDiesOnTheNewLauncher: the new launcher has found QEMU and waits for its first answer when QEMU dies.
+func TestQEMUDiesOnTheNewLauncher(t *testing.T) {
+	v := newPod(t, nil).start()
+	v.booted(1)
+	qemu, old := hostPID(t, v, "qemu-system-x86"), hostPID(t, v, "launcher")
+	if err := syscall.Kill(qemu, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Kill(old, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	v.eventually("a new launcher answers", func() bool {
+		_, _, code := v.inside(nil, "/usr/bin/launcher", "ctl", "status")
+		return code == 0
+	})
+	if err := syscall.Kill(qemu, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	v.wantEnd(21, `^HypervisorCrash: qemu died of SIGKILL$`)
+}
+
 // TestRebootAndReset keep QEMU; a restart in place has a new one and takes up what was edited.
 func TestRebootAndReset(t *testing.T) {
 	p := newPod(t, map[string]string{"shutdown": "acpi,timeout=60s"})

@@ -165,7 +165,7 @@ func (i *instance) goOn(ctx context.Context, earlier *mark) lifecycle.Outcome {
 	i.mu.Lock()
 	i.mark = *earlier
 	i.mu.Unlock()
-	dom, err := i.conn.Lookup(earlier.Domain)
+	dom, err := i.conn.Lookup(ctx, earlier.Domain)
 	if err != nil {
 		return i.lost(ctx, err)
 	}

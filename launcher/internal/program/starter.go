@@ -50,7 +50,7 @@ func (s *starter) Start(ctx context.Context) (virt.Domain, error) {
 		{Name: "seed", Do: func(ctx context.Context) error { return s.seed(klog.FromContext(ctx), p, s.network.list()) }},
 		{Name: "claim", Do: s.claim(p), Undo: func(context.Context) error { s.release(); return nil }},
 		{Name: "build", Do: func(context.Context) error { return s.build(p) }},
-		{Name: "define", Do: func(context.Context) error { return s.define(p) }, Undo: p.undefine},
+		{Name: "define", Do: func(ctx context.Context) error { return s.define(ctx, p) }, Undo: p.undefine},
 		{Name: "start", Do: func(ctx context.Context) error { return s.start(ctx, p) }, Undo: p.destroy},
 		{Name: "console", Do: func(ctx context.Context) error { return s.awaitConsole(ctx) }},
 		{Name: "resume", Do: func(context.Context) error { return s.resume(p) }},
@@ -173,8 +173,8 @@ func (s *starter) build(p *plan) error {
 }
 
 // define also keeps the versioned machine type that libvirt chose for a word like q35 (VM-050).
-func (s *starter) define(p *plan) error {
-	if old, err := s.conn.Lookup(s.vm.ID); err == nil {
+func (s *starter) define(ctx context.Context, p *plan) error {
+	if old, err := s.conn.Lookup(ctx, s.vm.ID); err == nil {
 		if err := old.Undefine(); err != nil {
 			return err
 		}

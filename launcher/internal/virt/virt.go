@@ -86,8 +86,9 @@ const (
 type Conn interface {
 	// Define records the domain described by the XML. A domain of the same name and UUID that does not run is replaced.
 	Define(xml string) (Domain, error)
-	// Lookup returns the domain of that name, running or not, or ErrDomainNotFound.
-	Lookup(name string) (Domain, error)
+	// Lookup returns the domain of that name, running or not, or ErrDomainNotFound. It waits until the driver has found
+	// out whether a domain that an earlier process left still runs: from then on State is true, and its end is an event.
+	Lookup(ctx context.Context, name string) (Domain, error)
 	// Events delivers the news of every domain in order. The channel is closed by Close. Nothing is dropped.
 	Events() <-chan Event
 	// Capabilities returns the driver's host capabilities as XML.

@@ -7,6 +7,7 @@ package libvirt
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -128,13 +129,24 @@ func (c *Conn) Define(xml string) (virt.Domain, error) {
 	return &Domain{d: d, conn: c.c}, nil
 }
 
-// Lookup finds the domain by name.
-func (c *Conn) Lookup(name string) (virt.Domain, error) {
+// Lookup finds the domain by name. libvirt connects to the QEMU of an earlier process in a thread of its own. Until that
+// is over the domain has the state of its last record, and when it fails there is no event; a query of the domain has its
+// turn only afterwards.
+func (c *Conn) Lookup(ctx context.Context, name string) (virt.Domain, error) {
 	d, err := c.c.LookupDomainByName(name)
 	if err != nil {
 		return nil, wrap(err)
 	}
-	return &Domain{d: d, conn: c.c}, nil
+	for {
+		_, err := d.MemoryStats(1, 0)
+		var lv libvirt.Error
+		if !errors.As(err, &lv) || lv.Code != libvirt.ERR_OPERATION_TIMEOUT {
+			return &Domain{d: d, conn: c.c}, nil // every other error is one of the domain as it is now
+		}
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("QEMU of domain %s does not answer: %w", name, err)
+		}
+	}
 }
 
 // Events delivers the news of every domain in order.
