@@ -164,3 +164,18 @@ func TestNews(t *testing.T) {
 		})
 	}
 }
+
+// TestWarnsOfRemovedPools: a pool with volumes that is taken out of the configuration is an event on the Node.
+func TestWarnsOfRemovedPools(t *testing.T) {
+	client := newClient(Options{Node: "n1"}, fake.NewClientset())
+	events := record.NewFakeRecorder(10)
+	client.events = events
+	before := []pool.Report{{Name: "used", Path: "/p/used", Promised: 1 << 30}, {Name: "empty"}, {Name: "stays", Promised: 1}}
+	client.warnOfRemoval(before, []pool.Report{{Name: "stays", Promised: 1}})
+	if len(events.Events) != 1 {
+		t.Fatalf("%d events; want one", len(events.Events))
+	}
+	if event := <-events.Events; !strings.Contains(event, "PoolRemoved pool used (/p/used) is not in storage.pools any more") {
+		t.Errorf("event = %s", event)
+	}
+}

@@ -44,6 +44,7 @@ func (c *Client) Publish(ctx context.Context, reports func() []pool.Report) erro
 		now := reports()
 		if news(written, now) {
 			c.warnOfSharing(written, now)
+			c.warnOfRemoval(written, now)
 			if err := c.write(ctx, now); err != nil {
 				logger.Info("Publishing the pools; it will be tried again", "err", err)
 			} else {
@@ -91,10 +92,25 @@ func (c *Client) warnOfSharing(before, now []pool.Report) {
 		if !report.Ready {
 			message += "; it is not used: mount a file system of its own there, or set allowShared: true"
 		}
-		// Events of Nodes carry the node's name as uid; kubelet does the same.
-		node := &corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: c.opts.Node, UID: types.UID(c.opts.Node)}
-		c.events.Event(node, corev1.EventTypeWarning, "PoolSharesOS", message)
+		c.events.Event(c.node(), corev1.EventTypeWarning, "PoolSharesOS", message)
 	}
+}
+
+// warnOfRemoval makes an event of every pool with volumes that is not configured any more (ST-001).
+func (c *Client) warnOfRemoval(before, now []pool.Report) {
+	for _, report := range before {
+		stays := slices.ContainsFunc(now, func(r pool.Report) bool { return r.Name == report.Name })
+		if stays || report.Promised == 0 {
+			continue
+		}
+		c.events.Event(c.node(), corev1.EventTypeWarning, "PoolRemoved", fmt.Sprintf(
+			"pool %s (%s) is not in storage.pools any more: its volumes stay usable, new ones are not made there", report.Name, report.Path))
+	}
+}
+
+// node refers to the own Node. Events of Nodes carry the node's name as uid; kubelet does the same.
+func (c *Client) node() *corev1.ObjectReference {
+	return &corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: c.opts.Node, UID: types.UID(c.opts.Node)}
 }
 
 func (c *Client) write(ctx context.Context, reports []pool.Report) error {

@@ -26,9 +26,9 @@ var ErrNoPool = errors.New("no such pool")
 const (
 	// checkInterval is how often pools are looked at without being asked; a mount that goes away or comes back is seen then.
 	checkInterval = 10 * time.Second
-	// sharedReserve is the least share, in percent, kept free in a pool that shares the OS's file system: above the
-	// kubelet's threshold for eviction (ST-005).
-	sharedReserve = 15
+	// sharedReserve is the least share, in percent of the whole file system, kept free in a pool that shares the OS's:
+	// above the kubelet's thresholds for eviction, 10 for its own files and 15 for images (ST-005).
+	sharedReserve = 16
 )
 
 // Options of a manager.
@@ -86,7 +86,6 @@ func (m *Manager) Apply(ctx context.Context, pools []poolconfig.Pool) {
 	defer m.mu.Unlock()
 	m.wanted = pools
 	m.reconcile(ctx)
-	m.adopt(ctx)
 }
 
 // Run follows the state of the pools and frees deleted volumes until ctx ends. It closes the pools.
@@ -141,6 +140,7 @@ func (m *Manager) stores() []*volume.Store {
 // reconcile brings the open pools in line with the wanted ones.
 func (m *Manager) reconcile(ctx context.Context) {
 	m.retire()
+	m.release(ctx)
 	for _, spec := range m.wanted {
 		e := m.pools[spec.Name]
 		if e == nil {
@@ -154,6 +154,7 @@ func (m *Manager) reconcile(ctx context.Context) {
 		}
 		e.problem = problem
 	}
+	m.adopt(ctx)
 	select {
 	case m.changed <- struct{}{}:
 	default:
@@ -180,6 +181,23 @@ func (m *Manager) retire() {
 			m.retired[e.store.Identity().ID] = e.store
 		}
 		delete(m.pools, name)
+	}
+}
+
+// release closes retired pools that have no volume left or are not there any more, so that they can be unmounted.
+func (m *Manager) release(ctx context.Context) {
+	for id, store := range m.retired {
+		busy := false
+		for r := range m.inflight {
+			busy = busy || r.store == store
+		}
+		if busy || store.Check() == nil && !store.Empty() {
+			continue
+		}
+		delete(m.retired, id)
+		if err := store.Close(); err != nil {
+			klog.FromContext(ctx).Error(err, "Closing a pool that is no longer configured", "path", store.Path())
+		}
 	}
 }
 
@@ -251,9 +269,12 @@ func (m *Manager) adopt(ctx context.Context) {
 			slices.ContainsFunc(m.stores(), func(s *volume.Store) bool { return s.Path() == path }) {
 			continue
 		}
+		if used, err := volume.HasVolumes(path); err == nil && !used {
+			continue
+		}
 		store, err := volume.Open(ctx, volume.Options{Path: path, Node: m.opts.Node, Scratch: m.opts.Scratch, Fault: m.opts.Fault})
 		if err != nil {
-			klog.FromContext(ctx).Info("A pool that is not configured cannot be opened", "path", path, "err", err)
+			klog.FromContext(ctx).V(2).Info("A pool that is not configured cannot be opened", "path", path, "err", err)
 			continue
 		}
 		m.retired[store.Identity().ID] = store

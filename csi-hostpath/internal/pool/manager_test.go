@@ -168,9 +168,54 @@ func TestSharedWithTheOS(t *testing.T) {
 	pool.AllowShared = true
 	m.Apply(t.Context(), []poolconfig.Pool{pool})
 	room, err := m.Room("a")
-	if err != nil || room.Reserved != room.Size*15/100 {
-		t.Errorf("room of a pool that may share = %+v, %v; want a reserve of 15 %%", room, err)
+	if err != nil {
+		t.Fatal(err)
 	}
+	full := block("v", room.Available)
+	full.Preallocation = volume.PreallocateFalloc
+	if _, _, err := m.Create(t.Context(), "a", full); err != nil {
+		t.Fatal(err)
+	}
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		t.Fatal(err)
+	}
+	// kubelet evicts when less than 10 % of the blocks are free to users, or 15 % where images are kept.
+	if share := 100 * float64(fs.Bavail) / float64(fs.Blocks); share < 15 {
+		t.Errorf("a full pool leaves %.1f %% of the file system to the OS; want 15 at least", share)
+	}
+	if _, _, err := m.Create(t.Context(), "a", block("w", volume.MinSize)); !errors.Is(err, volume.ErrNoSpace) {
+		t.Errorf("one more = %v; want ErrNoSpace", err)
+	}
+}
+
+// TestRetiredPoolIsLetGo: a pool that is no longer configured can be unmounted when its last volume is gone.
+func TestRetiredPoolIsLetGo(t *testing.T) {
+	dir := pooltest.FileSystem(t, "xfs", 1<<30)
+	m := newManager(t, Options{AdoptBelow: filepath.Dir(dir)}, spec("a", dir))
+	handle, made, err := m.Create(t.Context(), "a", block("v", 64<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Apply(t.Context(), nil)
+	_, store, err := m.Volume(handle)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		store.Run(ctx)
+		close(done)
+	}()
+	if err := store.Delete(made.UUID); err != nil {
+		t.Fatal(err)
+	}
+	pooltest.ExpectNothingLeft(t, dir)
+	cancel()
+	<-done
+	m.Apply(t.Context(), nil)
+	pooltest.Run(t, "umount", dir)
 }
 
 // TestPoolsComeAndGo: a pool taken out of the configuration keeps its volumes usable, also over a restart, a pool whose

@@ -172,7 +172,7 @@ func (m *Manager) room(e *entry) (Room, error) {
 	room.Limit = int64(e.spec.Overcommit * float64(own.Size))
 	room.Reserved = e.spec.Reserve.Of(own.Size)
 	if e.sharesOS {
-		room.Reserved = max(room.Reserved, own.Size*sharedReserve/100)
+		room.Reserved = max(room.Reserved, own.Total*sharedReserve/100)
 	}
 	var allocated int64
 	for _, store := range m.stores() {

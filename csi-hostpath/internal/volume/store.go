@@ -144,6 +144,20 @@ func (s *Store) List() []Volume {
 	return slices.SortedFunc(maps.Values(s.volumes), func(a, b Volume) int { return strings.Compare(a.UUID, b.UUID) })
 }
 
+// Empty reports whether the pool holds no volume and nothing that is being removed.
+func (s *Store) Empty() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	trash, err := os.ReadDir(s.dir(trashDir))
+	return err == nil && len(trash) == 0 && len(s.volumes) == 0
+}
+
+// HasVolumes reports whether a pool that is not open holds volumes.
+func HasVolumes(path string) (bool, error) {
+	entries, err := os.ReadDir(filepath.Join(path, volumesDir))
+	return len(entries) > 0, err
+}
+
 // byName returns the volume that CreateVolume made under a name.
 func (s *Store) byName(name string) (Volume, bool) {
 	s.mu.Lock()

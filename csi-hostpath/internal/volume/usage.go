@@ -8,6 +8,7 @@ import (
 
 // Usage are the bytes of a pool and of the file system it lies on.
 type Usage struct {
+	Total     int64 // of the file system
 	Size      int64 // of the file system, without what only root may use
 	Free      int64 // to an ordinary user, as df shows it
 	Promised  int64 // the volumes of this pool may grow to this
@@ -31,7 +32,9 @@ func (s *Store) Usage() (Usage, error) {
 		return Usage{}, &os.PathError{Op: "statfs", Path: s.opts.Path, Err: err}
 	}
 	kept := int64(stat.Bfree) - int64(stat.Bavail) // for root
-	usage := Usage{Size: (int64(stat.Blocks) - kept) * stat.Bsize, Free: int64(stat.Bavail) * stat.Bsize, counted: map[string]bool{}}
+	usage := Usage{
+		Total: int64(stat.Blocks) * stat.Bsize, Size: (int64(stat.Blocks) - kept) * stat.Bsize, Free: int64(stat.Bavail) * stat.Bsize, counted: map[string]bool{},
+	}
 	for _, volume := range s.List() {
 		usage.counted[volume.Name] = true
 		usage.Promised += volume.Promised
