@@ -191,18 +191,19 @@ func (r *resolver) lifecycle() {
 
 func (r *resolver) guest() {
 	g := &r.m.Guest
+	g.SSHKeys = SSHKeys(orWord(string(g.SSHKeys), string(SSHKeysBoth)))
+	seed := r.m.Seed || (len(r.m.SSHUsers) > 0 && g.SSHKeys != SSHKeysOff)
 	switch {
-	case g.CloudInit == "" && r.m.Seed:
+	case g.CloudInit == "" && seed:
 		g.CloudInit = CloudInitNoCloud
 	case g.CloudInit == "":
 		g.CloudInit = CloudInitOff
-	case g.CloudInit != CloudInitOff && !r.m.Seed:
+	case g.CloudInit != CloudInitOff && !seed:
 		r.value("cloud-init", r.values["cloud-init"].raw, "nothing is mounted at /vm/cloud-init")
 	}
 	if g.InstanceID == "" {
 		g.InstanceID = r.pod.Namespace + "/" + r.m.ID
 	}
-	g.SSHKeys = SSHKeys(orWord(string(g.SSHKeys), string(SSHKeysBoth)))
 }
 
 func (r *resolver) memory() {
@@ -276,15 +277,18 @@ func (r *resolver) footprint() Footprint {
 	return f
 }
 
-// extraDisks counts seed and config disks.
+// extraDisks counts seed and config disks. Files and keys for cloud-init make one seed together.
 func (r *resolver) extraDisks() int {
-	n := 0
+	n, seeds := 0, 0
 	for _, path := range r.pod.Paths {
-		if path.Path == PathCloudInit || path.Path == PathSysprep || strings.HasPrefix(path.Path, PathConfig) {
+		switch {
+		case path.Path == PathCloudInit || strings.HasPrefix(path.Path, PathSSHKeys):
+			seeds = 1
+		case path.Path == PathSysprep || strings.HasPrefix(path.Path, PathConfig):
 			n++
 		}
 	}
-	return n
+	return n + seeds
 }
 
 // networksKey is Multus' annotation with the Pod's secondary networks.

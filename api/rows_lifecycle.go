@@ -83,7 +83,7 @@ func guestRows() []Annotation {
 			Options: []Option{
 				{Name: "instance-id", Value: text(253)}, {Name: "bus", Value: word("virtio sata scsi")},
 			},
-			Default: "`nocloud` if `/vm/cloud-init` exists; instance-id namespace/name",
+			Default: "`nocloud` if `/vm/cloud-init` or keys in `/vm/ssh-keys` exist; instance-id namespace/name",
 			Meaning: "form of the seed",
 		},
 		{

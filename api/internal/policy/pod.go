@@ -164,8 +164,8 @@ func mib(x string) string {
 
 // fixedOverhead is the part of the overhead that does not depend on guest memory (api.Footprint).
 func fixedOverhead() string {
-	seeds := fmt.Sprintf(`variables.paths.filter(p, p == %s || p == %s
-  || p.matches(r'^/vm/config/[^/]+$')).size()`, str(api.PathCloudInit), str(api.PathSysprep))
+	seeds := fmt.Sprintf(`(variables.paths.exists(p, p == %s || p.startsWith(%s)) ? 1 : 0) + variables.paths.filter(p, p == %s
+  || p.matches(r'^/vm/config/[^/]+$')).size()`, str(api.PathCloudInit), str(api.PathSSHKeys), str(api.PathSysprep))
 	shares := fmt.Sprintf(`variables.paths.filter(p, p.startsWith(%s)).size()`, str(api.PathShares))
 	networks := `variables.a[?"k8s.v1.cni.cncf.io/networks"].optMap(n, n.trim() == "" ? 0 : n.trim().startsWith("[")
   ? n.findAll(r'"name"\s*:').size() : n.trim().split(",").size()).orValue(0)`
@@ -218,9 +218,9 @@ func lifeRules() []string {
 		fmt.Sprintf(`(%s == "attach" && variables.vm.size() > 0 && !(variables.vm[0].?stdin.orValue(false)
   && variables.vm[0].?tty.orValue(false)) ? [%s + "attach needs stdin: true and tty: true on container vm"] : [])`,
 			mainOf(api.KeyConsole), whole(api.KeyConsole)),
-		fmt.Sprintf(`(%s in ["nocloud", "config-drive"] && !variables.paths.exists(p, p == %s) ? [%s + "nothing is mounted at /vm/cloud-init"]
-  : [])`,
-			mainOf(api.KeyCloudInit), str(api.PathCloudInit), whole(api.KeyCloudInit)),
+		fmt.Sprintf(`(%s in ["nocloud", "config-drive"] && !variables.paths.exists(p, p == %s
+  || (p.startsWith(%s) && %s != "off")) ? [%s + "nothing is mounted at /vm/cloud-init"] : [])`,
+			mainOf(api.KeyCloudInit), str(api.PathCloudInit), str(api.PathSSHKeys), good(api.KeySSHKeys), whole(api.KeyCloudInit)),
 		fmt.Sprintf(`[variables.spec.?nodeSelector[?"kubernetes.io/arch"].orValue("")].filter(n, n != "" && %[1]s != "" && %[1]s != n
   && %[2]s != "tcg").map(n, %[3]s + "arch " + %[1]s + " on an " + n + " node needs accelerator tcg")`,
 			good(api.KeyArch), good(api.KeyAccelerator), whole(api.KeyArch)),

@@ -215,6 +215,7 @@ func podChanges() map[string]func(*corev1.Pod) {
 		},
 		"no grace":     func(pod *corev1.Pod) { pod.Spec.TerminationGracePeriodSeconds = nil },
 		"terminal":     func(pod *corev1.Pod) { vm(pod).Stdin, vm(pod).TTY = true, true },
+		"keys alone":   func(pod *corev1.Pod) { vm(pod).VolumeMounts[2].MountPath = "/vm/ssh-keys/ops" },
 		"no seed":      func(pod *corev1.Pod) { vm(pod).VolumeMounts = slices.Delete(vm(pod).VolumeMounts, 2, 3) },
 		"no container": func(pod *corev1.Pod) { vm(pod).Name = "other" },
 		"host network": func(pod *corev1.Pod) { pod.Spec.HostNetwork, pod.Spec.HostPID = true, true },
