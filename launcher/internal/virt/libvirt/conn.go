@@ -137,16 +137,19 @@ func (c *Conn) Lookup(ctx context.Context, name string) (virt.Domain, error) {
 	if err != nil {
 		return nil, wrap(err)
 	}
-	for {
-		_, err := d.MemoryStats(1, 0)
-		var lv libvirt.Error
-		if !errors.As(err, &lv) || lv.Code != libvirt.ERR_OPERATION_TIMEOUT {
-			return &Domain{d: d, conn: c.c}, nil // every other error is one of the domain as it is now
-		}
+	for waiting(d) {
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("QEMU of domain %s does not answer: %w", name, err)
 		}
 	}
+	return &Domain{d: d, conn: c.c}, nil
+}
+
+// waiting has the domain queried, which takes half a minute where something else has its turn for longer.
+func waiting(d *libvirt.Domain) bool {
+	_, err := d.MemoryStats(1, 0)
+	var lv libvirt.Error
+	return errors.As(err, &lv) && lv.Code == libvirt.ERR_OPERATION_TIMEOUT // every other error is one of the domain as it is now
 }
 
 // Events delivers the news of every domain in order.
