@@ -36,16 +36,22 @@ func Host(root string) (FS, error) {
 
 // Text returns a file's content without blanks around it.
 func Text(fsys fs.FS, path string) (string, error) {
+	text, err := textUpTo(fsys, path, maxFile)
+	return strings.TrimSpace(text), err
+}
+
+// textUpTo returns the first bytes of a file.
+func textUpTo(fsys fs.FS, path string, limit int64) (string, error) {
 	file, err := fsys.Open(path)
 	if err != nil {
 		return "", err
 	}
 	defer file.Close()
-	content, err := io.ReadAll(io.LimitReader(file, maxFile))
+	content, err := io.ReadAll(io.LimitReader(file, limit))
 	if err != nil {
 		return "", fmt.Errorf("%s: %w", path, err)
 	}
-	return strings.TrimSpace(string(content)), nil
+	return string(content), nil
 }
 
 // Int returns a file that holds one decimal number.

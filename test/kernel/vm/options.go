@@ -95,6 +95,17 @@ func Device(device string) Option {
 	}
 }
 
+// Share shows a directory of this machine to the guest, read only, as a 9p file system that is mounted by the tag.
+func Share(tag, dir string) Option {
+	return func(m *Machine) error {
+		id := m.id("share")
+		m.devices = append(m.devices,
+			"-fsdev", "local,security_model=none,readonly=on,id="+id+",path="+dir,
+			"-device", "virtio-9p-pci,fsdev="+id+",mount_tag="+tag)
+		return nil
+	}
+}
+
 // Serial adds the next serial port, /dev/ttyS0 the first, and has what the guest writes there copied to w.
 // The copying ends before Wait returns.
 func Serial(w io.Writer) Option {

@@ -23,7 +23,9 @@ func TestArgs(t *testing.T) {
 		"hugepages": {[]vm.Option{vm.Hugepages(8)}, []string{"-append hugepagesz=2M hugepages=8"}},
 		"IOMMU":     {[]vm.Option{vm.IOMMU("virtio")}, []string{"-device virtio-iommu-pci"}},
 		"devices":   {[]vm.Option{vm.Device("edu"), vm.Device("edu")}, []string{"-device edu,id=dev1", "-device edu,id=dev2"}},
-		"serial":    {[]vm.Option{vm.Serial(nil), vm.Serial(nil)}, []string{"-chardev file,id=serial1,path=/dev/fd/4"}},
+		"share": {[]vm.Option{vm.Share("x", "/d")}, []string{
+			"-fsdev local,security_model=none,readonly=on,id=share1,path=/d", "-device virtio-9p-pci,fsdev=share1,mount_tag=x"}},
+		"serial": {[]vm.Option{vm.Serial(nil), vm.Serial(nil)}, []string{"-chardev file,id=serial1,path=/dev/fd/4"}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -20,12 +20,13 @@ import (
 
 // Contents are what goes into the archive.
 type Contents struct {
-	Root    string   // root file system with a kernel and its modules, and busybox
-	Release string   // of the kernel
-	Init    string   // static program that becomes process 1
-	Modules []string // names; those they depend on are added
-	Program string   // static test binary
-	Data    string   // directory that becomes "testdata" in the program's working directory, where it exists
+	Root    string            // root file system with a kernel and its modules, and busybox
+	Release string            // of the kernel
+	Init    string            // static program that becomes process 1
+	Modules []string          // names; those they depend on are added
+	Program string            // static test binary
+	Extra   map[string]string // further static programs of the guest's /bin: name, file
+	Data    string            // directory that becomes "testdata" in the program's working directory, where it exists
 	Job     job.Job
 }
 
@@ -72,6 +73,9 @@ func (c Contents) programs(w *initramfs.Writer) error {
 	files := []struct{ name, source string }{
 		{"init", c.Init}, {"bin/busybox", filepath.Join(c.Root, "usr", "bin", "busybox")}, {job.Program, c.Program},
 	}
+	for name, source := range c.Extra {
+		files = append(files, struct{ name, source string }{path.Join("bin", name), source})
+	}
 	for _, file := range files {
 		data, err := os.ReadFile(file.source)
 		if err != nil {
@@ -84,7 +88,7 @@ func (c Contents) programs(w *initramfs.Writer) error {
 	if err := w.Symlink(job.Modprobe, "/init"); err != nil {
 		return err
 	}
-	for _, name := range []string{"sh", "cat", "ls", "mount", "dmesg", "ip", "sleep", "true"} {
+	for _, name := range []string{"sh", "cat", "ls", "mount", "dmesg", "chroot", "timeout", "tail", "ip", "sleep", "true"} {
 		if err := w.Symlink("bin/"+name, "busybox"); err != nil {
 			return err
 		}

@@ -1,8 +1,8 @@
 // Package runner is the program runvm: it packs a test binary, boots a machine with it, copies what the test prints and
 // ends with the test's exit code.
 //
-// The machine is described by the file testdata/machine of the package under test, in the words of vm.Parse; memory is
-// 768 MiB and processors are two unless it says otherwise. PODVIRT_VM_ACCEL ("kvm", "tcg") overrides what was found
+// The machine is described by the file testdata/machine of the package under test, in the words of vm.Parse and of request;
+// memory is 768 MiB and processors are two unless it says otherwise. PODVIRT_VM_ACCEL ("kvm", "tcg") overrides what was found
 // to work, PODVIRT_QEMU names another emulator, and PODVIRT_VM_CONSOLE=1 shows the kernel's messages on standard error.
 // Variables that begin with PODVIRT_ are passed on, and PODVIRT_REQUIRE=1 is set: in this guest nothing may be missing.
 package runner
@@ -94,21 +94,22 @@ func (r *runner) outcome(ended error) (job.Result, error) {
 }
 
 func (r *runner) machine(ctx context.Context) (*vm.Machine, error) {
-	root := filepath.Join(r.cache, "images", "parts", "kernel-rootfs")
-	kernel, release, err := pack.Kernel(root)
+	parts := filepath.Join(r.cache, "images", "parts")
+	kernel, release, err := pack.Kernel(filepath.Join(parts, "kernel-rootfs"))
 	if err != nil {
-		return nil, err
-	}
-	initramfs := filepath.Join(r.work, "initramfs")
-	if err := r.pack(ctx, root, release, initramfs); err != nil {
 		return nil, err
 	}
 	words, err := pack.Words(filepath.Join("testdata", "machine"))
 	if err != nil {
 		return nil, err
 	}
-	asked, err := vm.Parse(words)
+	asked, rest := parseRequest(words)
+	options, err := vm.Parse(rest)
 	if err != nil {
+		return nil, err
+	}
+	initramfs := filepath.Join(r.work, "initramfs")
+	if err := r.pack(ctx, asked, pack.Contents{Root: filepath.Join(parts, "kernel-rootfs"), Release: release}, initramfs); err != nil {
 		return nil, err
 	}
 	accel := os.Getenv("PODVIRT_VM_ACCEL")
@@ -117,12 +118,19 @@ func (r *runner) machine(ctx context.Context) (*vm.Machine, error) {
 			return nil, err
 		}
 	}
-	options := []vm.Option{
-		vm.QEMU(os.Getenv("PODVIRT_QEMU")), vm.Accelerator(accel), vm.Kernel(kernel, initramfs), vm.Memory(768), vm.CPUs(2),
+	qemu, err := r.qemu(asked, parts)
+	if err != nil {
+		return nil, err
+	}
+	all := []vm.Option{
+		vm.QEMU(qemu), vm.Accelerator(accel), vm.Kernel(kernel, initramfs), vm.Memory(768), vm.CPUs(2),
 		vm.Append("console="+job.ConsolePort, "panic=-1", "loglevel=6", "mitigations=off"),
 		vm.Serial(r.consoleWriter()), vm.Serial(r.std.Out), vm.Serial(&r.result),
 	}
-	return vm.New(append(options, asked...)...)
+	for _, name := range asked.shares {
+		all = append(all, vm.Share(name, filepath.Join(parts, name)))
+	}
+	return vm.New(append(all, options...)...)
 }
 
 // consoleWriter keeps the kernel's messages for the case that the guest dies.
@@ -133,7 +141,7 @@ func (r *runner) consoleWriter() io.Writer {
 	return &r.console
 }
 
-func (r *runner) pack(ctx context.Context, root, release, target string) error {
+func (r *runner) pack(ctx context.Context, asked request, contents pack.Contents, target string) error {
 	repository, err := output(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "podvirt.dev")
 	if err != nil {
 		return err
@@ -142,15 +150,25 @@ func (r *runner) pack(ctx context.Context, root, release, target string) error {
 	if err != nil {
 		return err
 	}
-	init := filepath.Join(r.work, "init")
-	if _, err := output(ctx, "env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags=-s -w", "-o", init,
-		"podvirt.dev/test/kernel/guestinit"); err != nil {
+	if contents.Init, err = r.build(ctx, "test/kernel/guestinit"); err != nil {
 		return err
 	}
-	return pack.Contents{
-		Root: root, Release: release, Init: init, Modules: modules, Program: r.program, Data: "testdata",
-		Job: job.Job{Args: testArgs(r.args), Env: append(passedOn(os.Environ()), "PODVIRT_REQUIRE=1", "PODVIRT_KERNEL_TEST=1")},
-	}.Write(target)
+	contents.Extra = map[string]string{}
+	for _, folder := range asked.programs {
+		if contents.Extra[filepath.Base(folder)], err = r.build(ctx, folder); err != nil {
+			return err
+		}
+	}
+	contents.Modules, contents.Program, contents.Data = append(modules, asked.modules...), r.program, "testdata"
+	contents.Job = job.Job{Args: testArgs(r.args), Env: append(passedOn(os.Environ()), "PODVIRT_REQUIRE=1", "PODVIRT_KERNEL_TEST=1")}
+	return contents.Write(target)
+}
+
+// build builds a static program of this module and returns its file.
+func (r *runner) build(ctx context.Context, folder string) (string, error) {
+	file := filepath.Join(r.work, filepath.Base(folder))
+	_, err := output(ctx, "env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags=-s -w", "-o", file, "podvirt.dev/"+folder)
+	return file, err
 }
 
 // testArgs drops the arguments by which go test asks for files on the host.
