@@ -30,6 +30,7 @@ type Config struct {
 	DeviceCapacity map[string]int
 	StartupTaint   bool          // nodes.startup-taint
 	MinWrite       time.Duration // nodes.min-write-interval
+	VsockCIDBase   uint32        // devices.vsock-cid-base
 	StoragePools   string        // storage.pools, YAML; read by the CSI driver
 	DefaultClass   string        // storage.default-class
 }

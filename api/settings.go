@@ -159,7 +159,7 @@ func newConfig(data map[string]string) Config {
 			InstallMethod: data["network.install-method"], ConfDir: data["network.conf-dir"], BinDir: data["network.bin-dir"],
 		},
 		DeviceCapacity: map[string]int{}, StartupTaint: data["nodes.startup-taint"] == "on",
-		MinWrite:     toDuration(data["nodes.min-write-interval"]),
+		MinWrite: toDuration(data["nodes.min-write-interval"]), VsockCIDBase: uint32(number("devices.vsock-cid-base")),
 		StoragePools: data["storage.pools"], DefaultClass: data["storage.default-class"],
 	}
 	for _, binding := range items(data["network.allowed-bindings"]) {

@@ -2,8 +2,6 @@
 package config
 
 import (
-	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
@@ -14,11 +12,7 @@ import (
 
 const (
 	defaultCIDBase     = 65536
-	minCIDBase         = 3
-	maxCIDBase         = 1 << 31
 	defaultMinInterval = 5 * time.Second
-	keyCIDBase         = "devices.vsock-cid-base"
-	keyMinInterval     = "nodes.min-write-interval"
 )
 
 // Config is what is in force on one node.
@@ -35,19 +29,11 @@ func Parse(data map[string]string, node string) (Config, api.Errors) {
 		Devices: base.Settings{Units: units(all.DeviceCapacity, node), VsockCIDBase: defaultCIDBase},
 		Facts:   facts.Settings{Emulation: all.Emulation == "allow", MinInterval: defaultMinInterval},
 	}
-	if text, ok := data[keyCIDBase]; ok {
-		n, err := strconv.ParseUint(text, 10, 32)
-		if err != nil || n < minCIDBase || n > maxCIDBase {
-			errs = errs.Join(mistake(keyCIDBase, text, fmt.Sprintf("not a whole number from %d to %d", minCIDBase, maxCIDBase)))
-		}
-		c.Devices.VsockCIDBase = uint32(n)
+	if all.VsockCIDBase > 0 {
+		c.Devices.VsockCIDBase = all.VsockCIDBase
 	}
-	if text, ok := data[keyMinInterval]; ok {
-		d, err := time.ParseDuration(text)
-		if err != nil || d < time.Second {
-			errs = errs.Join(mistake(keyMinInterval, text, "not a duration of at least 1s"))
-		}
-		c.Facts.MinInterval = d
+	if all.MinWrite > 0 {
+		c.Facts.MinInterval = all.MinWrite
 	}
 	return c, errs
 }
@@ -65,8 +51,4 @@ func units(capacity map[string]int, node string) map[string]int {
 		}
 	}
 	return units
-}
-
-func mistake(key, value, allowed string) api.Errors {
-	return api.Errors{{Key: key, Text: fmt.Sprintf("data.%s: %q: %s", key, value, allowed)}}
 }

@@ -1,4 +1,4 @@
-// Package node is all the device plugin does with the Kubernetes API: it watches its own Node and one ConfigMap, writes
+// Package node is all the device plugin does with the Kubernetes API: it watches its own Node and Pod and one ConfigMap, writes
 // our annotations and labels on that Node, and tells people what happened in Events. It uses clients without generated
 // types: the typed ones would be most of the binary and of its memory.
 package node
@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -35,6 +36,10 @@ func nodes() schema.GroupVersionResource {
 
 func configMaps() schema.GroupVersionResource {
 	return schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}
+}
+
+func pods() schema.GroupVersionResource {
+	return schema.GroupVersionResource{Version: "v1", Resource: "pods"}
 }
 
 func events() schema.GroupVersionResource {
@@ -91,17 +96,6 @@ func (c *Client) Watch(ctx context.Context, set func(View)) error {
 
 // WatchConfigMap calls set with the data of a ConfigMap until ctx ends; nil while it does not exist.
 func (c *Client) WatchConfigMap(ctx context.Context, name types.NamespacedName, set func(data map[string]string)) error {
-	client := c.dynamic.Resource(configMaps()).Namespace(name.Namespace)
-	source := &cache.ListWatch{
-		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			o.FieldSelector = byName(name.Name)
-			return client.List(ctx, o)
-		},
-		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-			o.FieldSelector = byName(name.Name)
-			return client.Watch(ctx, o)
-		},
-	}
 	update := func(obj any) {
 		u, ok := obj.(*unstructured.Unstructured)
 		if !ok {
@@ -114,7 +108,49 @@ func (c *Client) WatchConfigMap(ctx context.Context, name types.NamespacedName, 
 		}
 		set(data)
 	}
-	return follow(ctx, source, &unstructured.Unstructured{}, update, func() { set(nil) })
+	return follow(ctx, c.one(configMaps(), name), &unstructured.Unstructured{}, update, func() { set(nil) })
+}
+
+// WatchImage calls set with the digest of the image that a container of a Pod runs, sha256:HEX, until ctx ends; "" while
+// the runtime has not said it.
+func (c *Client) WatchImage(ctx context.Context, pod types.NamespacedName, container string, set func(digest string)) error {
+	update := func(obj any) {
+		if u, ok := obj.(*unstructured.Unstructured); ok {
+			set(imageDigest(u, container))
+		}
+	}
+	return follow(ctx, c.one(pods(), pod), &unstructured.Unstructured{}, update, func() { set("") })
+}
+
+// imageDigest takes the digest out of an image ID, which runtimes write as NAME@sha256:HEX or as sha256:HEX.
+func imageDigest(pod *unstructured.Unstructured, container string) string {
+	statuses, _, _ := unstructured.NestedSlice(pod.Object, "status", "containerStatuses") // absent at first
+	for _, status := range statuses {
+		fields, ok := status.(map[string]any)
+		if !ok || fields["name"] != container {
+			continue
+		}
+		id, _ := fields["imageID"].(string)
+		if at := strings.LastIndex(id, "sha256:"); at >= 0 {
+			return id[at:]
+		}
+	}
+	return ""
+}
+
+// one lists and watches a single object.
+func (c *Client) one(resource schema.GroupVersionResource, name types.NamespacedName) *cache.ListWatch {
+	client := c.dynamic.Resource(resource).Namespace(name.Namespace)
+	return &cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			o.FieldSelector = byName(name.Name)
+			return client.List(ctx, o)
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			o.FieldSelector = byName(name.Name)
+			return client.Watch(ctx, o)
+		},
+	}
 }
 
 // Apply makes exactly these annotations and labels the plugin's on its Node, by server-side apply. What an earlier call

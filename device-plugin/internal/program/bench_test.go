@@ -32,6 +32,7 @@ const (
 	repository = "../../.."
 	nodeName   = "node-a"
 	otherNode  = "node-b"
+	podName    = "podvirt-device-plugin-x"
 )
 
 // rights are the manifests that say what the plugin's account may do.
@@ -96,7 +97,7 @@ func (b *bench) mknod(name string, device uint64) {
 
 func (b *bench) args(instance string) []string {
 	return []string{
-		"--node-name=" + nodeName, "--instance=" + instance, "--kubeconfig=" + b.config, "--metrics=" + b.metrics,
+		"--node-name=" + nodeName, "--instance=" + instance, "--pod=" + api.SystemNamespace + "/" + podName, "--kubeconfig=" + b.config, "--metrics=" + b.metrics,
 		"--dev=" + b.path("dev"), "--run=" + b.path("run"), "--facts-dir=" + b.path("facts"), "--plugin-dir=" + b.path("registry"),
 		"--seccomp-dir=" + b.path("seccomp"), "--cdi-dir=" + b.path("cdi"), "--hook-dir=" + b.path("bin"), "--hook=" + b.path("hook"),
 	}
@@ -118,6 +119,27 @@ func (b *bench) start(instance string) (stop func()) {
 	})
 	b.t.Cleanup(stop)
 	return stop
+}
+
+// runFacts makes the plugin's Pod, whose container facts runs an image, as the kubelet reports it.
+func (b *bench) runFacts(image string) {
+	b.t.Helper()
+	pods := b.server.Client.CoreV1().Pods(api.SystemNamespace)
+	pod, err := pods.Create(b.t.Context(), &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: podName},
+		Spec: corev1.PodSpec{NodeName: nodeName, ServiceAccountName: "podvirt-device-plugin", Containers: []corev1.Container{
+			{Name: "plugin", Image: "none"}, {Name: factsContainer, Image: "none"},
+		}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	pod.Status.ContainerStatuses = []corev1.ContainerStatus{
+		{Name: "plugin", Image: "none", ImageID: "sha256:other"}, {Name: factsContainer, Image: "none", ImageID: image},
+	}
+	if _, err := pods.UpdateStatus(b.t.Context(), pod, metav1.UpdateOptions{}); err != nil {
+		b.t.Fatal(err)
+	}
 }
 
 // observe writes facts as the launcher does.

@@ -26,6 +26,7 @@ const (
 type options struct {
 	nodeName   string
 	instance   string
+	pod        string
 	config     string
 	kubeconfig string
 	metrics    string
@@ -33,6 +34,7 @@ type options struct {
 	hostPaths
 
 	configName types.NamespacedName
+	podName    types.NamespacedName // empty: not known
 }
 
 // hostPaths are where the host's files are seen by the process.
@@ -70,6 +72,7 @@ func parseServe(args []string, usage io.Writer) (options, error) {
 	flags.SortFlags = false
 	flags.StringVar(&o.nodeName, "node-name", "", "name of the Node this process runs on (required)")
 	flags.StringVar(&o.instance, "instance", "", "UID of the Pod, part of the names of the sockets (required)")
+	flags.StringVar(&o.pod, "pod", "", "the Pod, NAMESPACE/NAME; its container facts says which launcher image takes the facts")
 	flags.StringVar(&o.config, "config", "podvirt-system/podvirt-config", "ConfigMap, NAMESPACE/NAME")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "file to reach the cluster by; empty: the Pod's own account")
 	flags.StringVar(&o.metrics, "metrics", ":9443", "address of /metrics, /healthz and /readyz (HTTPS)")
@@ -104,10 +107,20 @@ func (o *options) validate() error {
 	if o.instance == "" {
 		return errors.New("flag --instance is required")
 	}
-	namespace, name, ok := strings.Cut(o.config, "/")
-	if !ok || namespace == "" || name == "" || strings.Contains(name, "/") {
-		return fmt.Errorf("flag --config: %q: want NAMESPACE/NAME", o.config)
+	var err error
+	if o.configName, err = objectName("--config", o.config); err != nil {
+		return err
 	}
-	o.configName = types.NamespacedName{Namespace: namespace, Name: name}
-	return nil
+	if o.pod != "" {
+		o.podName, err = objectName("--pod", o.pod)
+	}
+	return err
+}
+
+func objectName(flag, value string) (types.NamespacedName, error) {
+	namespace, name, ok := strings.Cut(value, "/")
+	if !ok || namespace == "" || name == "" || strings.Contains(name, "/") {
+		return types.NamespacedName{}, fmt.Errorf("flag %s: %q: want NAMESPACE/NAME", flag, value)
+	}
+	return types.NamespacedName{Namespace: namespace, Name: name}, nil
 }

@@ -42,6 +42,7 @@ type plugin struct {
 	settings *latest.Value[facts.Settings] // the part of config that publishing needs
 	view     *latest.Value[node.View]
 	snapshot *latest.Value[facts.Snapshot]
+	taken    facts.Taken          // snapshot is made of it
 	devices  *latest.Value[error] // why CDI specifications and hook are not in place; nil: they are
 	profile  *latest.Value[error] // why the seccomp profile is not in place; nil: it is
 	complete *latest.Value[bool]  // all that is known of the node when a Pod starts has been looked at
@@ -74,7 +75,8 @@ func serve(ctx context.Context, o options) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return deviceFiles.Run(ctx, p.reportFiles(ctx, p.devices)) })
 	group.Go(func() error { return profileFiles.Run(ctx, p.reportFiles(ctx, p.profile)) })
-	group.Go(func() error { return facts.Follow(ctx, o.factsDir, p.boot, p.snapshot.Set) })
+	group.Go(func() error { return facts.Follow(ctx, o.factsDir, p.boot, p.factsTaken) })
+	group.Go(func() error { return p.followImage(ctx) })
 	group.Go(func() error { return p.client.Watch(ctx, p.view.Set) })
 	group.Go(func() error { return p.client.WatchConfigMap(ctx, o.configName, p.configure(ctx)) })
 	group.Go(func() error { publisher.Run(ctx); return nil })
@@ -150,6 +152,20 @@ func (p *plugin) reportFiles(ctx context.Context, to *latest.Value[error]) func(
 		profile, _ := p.profile.Get()
 		p.metrics.HostFiles(errors.Join(devices, profile) == nil)
 	}
+}
+
+// factsContainer is the container of our Pod that runs the launcher image.
+const factsContainer = "facts"
+
+// factsTaken hears of every state of the files.
+func (p *plugin) factsTaken(s facts.Snapshot) { p.snapshot.Set(p.taken.Files(s)) }
+
+// followImage notes which image the facts are of, where it is known which Pod this is.
+func (p *plugin) followImage(ctx context.Context) error {
+	if p.podName.Name == "" {
+		return nil
+	}
+	return p.client.WatchImage(ctx, p.podName, factsContainer, func(digest string) { p.snapshot.Set(p.taken.Image(digest)) })
 }
 
 // configure returns what hears of every state of the ConfigMap. One with mistakes is not applied at all; the last valid

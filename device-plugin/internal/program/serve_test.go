@@ -33,6 +33,7 @@ func TestServe(t *testing.T) {
 		{"what is known at once is offered at once", (*bench).atOnce},
 		{"files of the host", (*bench).hostFiles},
 		{"KVM after the facts", (*bench).kvmAfterFacts},
+		{"which launcher took them", (*bench).launcherImage},
 		{"ready", (*bench).ready},
 		{"nothing is written when nothing is new", (*bench).nothingNew},
 		{"the CNI plugin appears and goes", (*bench).cniPlugin},
@@ -84,6 +85,13 @@ func (b *bench) kvmAfterFacts(t *testing.T) {
 	}
 }
 
+func (b *bench) launcherImage(t *testing.T) {
+	b.runFacts("registry.example/podvirt/launcher@sha256:6c1d")
+	kubelettest.Eventually(t, 15*second, "the image of the facts", func() bool {
+		return strings.Contains(b.node().Annotations[api.NodeCPU], `"launcher":"sha256:6c1d"`)
+	})
+}
+
 func (b *bench) ready(t *testing.T) {
 	kubelettest.Eventually(t, 5*second, "ready", func() bool { code, _ := b.get("/readyz"); return code == http.StatusOK })
 	_, metrics := b.get("/metrics")
@@ -103,7 +111,7 @@ func (b *bench) nothingNew(t *testing.T) {
 		b.observe(api.AcceleratorKVM, "Haswell", "Nehalem")
 	}
 	_, metrics := b.get("/metrics")
-	if after := b.node().ResourceVersion; after != before || !strings.Contains(metrics, `podvirt_node_facts_writes_total{annotation="podvirt.dev/cpu"} 1`) {
+	if after := b.node().ResourceVersion; after != before || !strings.Contains(metrics, `podvirt_node_facts_writes_total{annotation="podvirt.dev/cpu"} 2`) {
 		t.Errorf("resourceVersion %s, then %s", before, after)
 	}
 }
@@ -148,7 +156,7 @@ func (b *bench) restart(t *testing.T) {
 	}
 	before := b.node().ResourceVersion
 	b.stop()
-	b.start("uid-2")
+	b.stop = b.start("uid-2")
 	kubelettest.Eventually(t, 5*second, "kvm again", func() bool { return b.healthy("kvm") == 1000 })
 	kubelettest.Eventually(t, 5*second, "ready", func() bool { code, _ := b.get("/readyz"); return code == http.StatusOK })
 	if after := b.node().ResourceVersion; after != before {
@@ -188,6 +196,12 @@ func (b *bench) skipNode(t *testing.T) {
 	kubelettest.Eventually(t, 5*second, "the plugin has looked", func() bool { return b.healthy("kvm") == 0 })
 	if text := b.node().Annotations[api.NodeCPU]; !strings.Contains(text, `"boot":"x"`) {
 		t.Errorf("hand-made facts were overwritten: %s", text)
+	}
+	b.stop()
+	b.stop = b.start("uid-3")
+	kubelettest.Eventually(t, 5*second, "the plugin is back", func() bool { return b.healthy("tun") == 0 && b.healthy("kvm") == 0 })
+	if text := b.node().Annotations[api.NodeCPU]; !strings.Contains(text, `"boot":"x"`) {
+		t.Errorf("a restart overwrote hand-made facts: %s", text)
 	}
 	b.annotate(api.NodeSkip, "yes")
 	kubelettest.Eventually(t, 5*second, "normal again", func() bool { return strings.Contains(b.node().Annotations[api.NodeCPU], "EPYC") })
