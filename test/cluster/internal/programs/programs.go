@@ -43,6 +43,7 @@ func All() []Program {
 	for _, name := range []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kube-proxy", "kubelet", "kubectl"} {
 		all = append(all, Program{
 			Name: name, Module: "kubernetes", Package: kubernetes + "/cmd/" + name, Version: kubernetes,
+			NoCGO:   true, // as the images are built, whose packages are compiled already then
 			LDFlags: "-X k8s.io/component-base/version.gitVersion=%[1]s -X k8s.io/client-go/pkg/version.gitVersion=%[1]s",
 		})
 	}
