@@ -5,13 +5,9 @@ package cli
 import (
 	"context"
 	"io"
-	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
-
-	"github.com/go-logr/logr"
-	"k8s.io/klog/v2"
 )
 
 // Streams are the standard streams of the process.
@@ -36,13 +32,4 @@ func Main(run Run) int {
 	context.AfterFunc(ctx, stop)
 	std := Streams{In: os.Stdin, Out: os.Stdout, Err: os.Stderr}
 	return run(WithLogger(ctx, std.Err, 0), os.Args[1:], std)
-}
-
-// WithLogger returns a context whose logger (klog.FromContext) writes JSON lines to w.
-// Lines of logger.V(n) are written up to n = verbosity.
-func WithLogger(ctx context.Context, w io.Writer, verbosity int) context.Context {
-	handler := slog.NewJSONHandler(w, &slog.HandlerOptions{Level: slog.Level(-verbosity)})
-	logger := logr.FromSlogHandler(handler)
-	klog.SetLogger(logger) // libraries of Kubernetes log to the global logger
-	return klog.NewContext(ctx, logger)
 }
