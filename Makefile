@@ -96,6 +96,10 @@ test-cluster: images ## real guests on the local cluster, which stays up for the
 test-cgroup2: images ## the local cluster inside a Debian 12 guest with systemd and cgroup v2 (slow)
 	$(GOTEST) -v -timeout=90m ./test/cluster/cgroup2
 
+.PHONY: soak-cni
+soak-cni: ## 5000 ADD and DEL of the CNI plugin, and what they leave in namespace, process and kernel (10 minutes)
+	PODVIRT_CNI_ROUNDS=5000 $(GOTEST) -v -timeout=60m -run='^TestManyAttachmentsLeaveNothing$$' ./cni-bridge/internal/plugin
+
 .PHONY: bench-overhead
 bench-overhead: images ## memory and start time of a VM Pod against QEMU by hand and a plain Pod
 	@$(LOCAL) install

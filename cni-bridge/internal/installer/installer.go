@@ -25,9 +25,10 @@ type Options struct {
 	ConfDir     string // of the runtime
 	BinDir      string // of the runtime
 	StateDir    string
-	SettingsDir string  // podvirt-config, mounted; "": defaults
-	Method      Method  // overrides the settings; "": does not
-	MACSalt     *string // overrides the settings; nil: does not
+	SettingsDir string   // podvirt-config, mounted; "": defaults
+	Method      Method   // overrides the settings; "": does not
+	Metrics     *Metrics // told of repairs; nil: nobody is
+	MACSalt     *string  // overrides the settings; nil: does not
 	API         API
 }
 
@@ -37,6 +38,7 @@ type Installer struct {
 	salt    string // of the cluster, once known
 	repairs []time.Time
 	said    string // the last problem that was logged
+	settled bool   // it was installed once: what changes from now on is a repair
 }
 
 // New checks the options.
@@ -82,7 +84,11 @@ func (i *Installer) round(ctx context.Context, watcher *fsnotify.Watcher) time.D
 	watchesMore := i.watch(ctx, watcher, plan)
 	if len(changed) > 0 {
 		logger.Info("Installed", "method", plan.Method, "changed", changed)
+		if i.settled && i.options.Metrics != nil {
+			i.options.Metrics.Repaired()
+		}
 	}
+	i.settled = i.settled || err == nil
 	if err != nil {
 		if i.said != err.Error() {
 			logger.Info("Not installed", "reason", err.Error())

@@ -42,6 +42,9 @@ type Entry struct {
 	Sysctls     []Sysctl `json:"sysctls,omitempty"`
 }
 
+// Mode is the job that made the entry.
+func (e Entry) Mode() string { return "pod" }
+
 // NIC is one guest NIC as made.
 type NIC struct {
 	Alias     string   `json:"alias"`

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podvirt.dev/api"
+	"podvirt.dev/cni-bridge/internal/nft"
 )
 
 // Table is the name of the table, in family inet.
@@ -57,9 +58,9 @@ func Apply(spec Spec) error {
 	if err != nil {
 		return err
 	}
-	conn, err := nftables.New()
+	conn, err := nft.Open()
 	if err != nil {
-		return fmt.Errorf("opening nftables: %w", err)
+		return err
 	}
 	conn.AddTable(b.table)
 	conn.DelTable(b.table)
@@ -83,9 +84,9 @@ func Apply(spec Spec) error {
 
 // Delete removes the table from the network namespace of the calling thread; it is no error when there is none.
 func Delete() error {
-	conn, err := nftables.New()
+	conn, err := nft.Open()
 	if err != nil {
-		return fmt.Errorf("opening nftables: %w", err)
+		return err
 	}
 	conn.DelTable(&nftables.Table{Name: Table, Family: nftables.TableFamilyINet})
 	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
@@ -96,9 +97,9 @@ func Delete() error {
 
 // Rules returns how many rules the table of this thread's network namespace has; 0 where there is no table.
 func Rules() (int, error) {
-	conn, err := nftables.New()
+	conn, err := nft.Open()
 	if err != nil {
-		return 0, fmt.Errorf("opening nftables: %w", err)
+		return 0, err
 	}
 	table := &nftables.Table{Name: Table, Family: nftables.TableFamilyINet}
 	count := 0
@@ -123,9 +124,9 @@ func CountRules(spec Spec) (int, error) {
 
 // Works says whether the kernel has nftables: nil, or why not. It changes nothing.
 func Works() error {
-	conn, err := nftables.New()
+	conn, err := nft.Open()
 	if err != nil {
-		return fmt.Errorf("opening nftables: %w", err)
+		return err
 	}
 	if _, err := conn.ListTablesOfFamily(nftables.TableFamilyINet); err != nil {
 		return fmt.Errorf("listing the tables of family inet: %w", err)

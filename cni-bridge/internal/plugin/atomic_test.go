@@ -233,6 +233,40 @@ func TestDelAfterTheNamespaceAndSweep(t *testing.T) {
 	must(t, gone.plugin.Funcs().Del(args))
 }
 
+// TestUndoThatFails: a setting that cannot be put back is said with code 110, the journal stays, and the next GC or DEL
+// finishes.
+func TestUndoThatFails(t *testing.T) {
+	a := newAttachment(t, world.Options{}, vmPod(""))
+	before := world.Snapshot(t, a.Pod)
+	must(t, a.add(t))
+	path := filepath.Join(a.stateDir, "attachments", "c1-eth0.json")
+	good, err := os.ReadFile(path)
+	must(t, err)
+	impossible := bytes.Replace(good, []byte(`"before":"0"`), []byte(`"before":"no number"`), 1)
+	if bytes.Equal(good, impossible) {
+		t.Fatalf("no setting was 0 before:\n%s", good)
+	}
+	must(t, os.WriteFile(path, impossible, 0o600))
+	for name, verb := range map[string]func() error{
+		"DEL": func() error { return a.del(t) },
+		"GC":  func() error { return a.plugin.Funcs().GC(a.args(t, nil)) },
+		"ADD": func() error { return a.add(t) },
+	} {
+		if err := verb(); code(err) != 110 || !strings.Contains(err.Error(), "undo incomplete") {
+			t.Errorf("%s = %v; want code 110", name, err)
+		}
+		if _, err := os.Stat(path); err != nil {
+			t.Errorf("%s took the journal away: %v", name, err)
+		}
+	}
+	must(t, os.WriteFile(path, good, 0o600))
+	must(t, a.plugin.Funcs().GC(a.args(t, nil)))
+	if diff := cmp.Diff(before, world.Snapshot(t, a.Pod)); diff != "" {
+		t.Errorf("namespace (-before,+after)\n%s", diff)
+	}
+	noJournal(t, a)
+}
+
 func TestNoVMPassesUntouched(t *testing.T) {
 	for name, annotations := range map[string]map[string]string{
 		"no annotations at all, as below Multus": nil,

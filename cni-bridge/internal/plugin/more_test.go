@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"github.com/containernetworking/plugins/pkg/ns"
 
 	"podvirt.dev/cni-bridge/internal/world"
@@ -47,13 +48,25 @@ func TestPodWithItsOwnUsers(t *testing.T) {
 	must(t, a.del(t))
 }
 
-// TestManyAttachmentsLeaveNothing repeats ADD and DEL and compares what the process and the node hold.
+// envRounds asks for more rounds than the test has time for: make soak-cni.
+const envRounds = "PODVIRT_CNI_ROUNDS"
+
+// TestManyAttachmentsLeaveNothing repeats ADD and DEL and compares what the process, the namespace and the kernel hold.
 func TestManyAttachmentsLeaveNothing(t *testing.T) {
-	const rounds = 50
+	rounds := 50
+	if text := os.Getenv(envRounds); text != "" {
+		var err error
+		rounds, err = strconv.Atoi(text)
+		must(t, err)
+	}
 	a := newAttachment(t, world.Options{}, vmPod("ports=22+80-90"))
 	var adds, dels []time.Duration
+	var early kernelHolds
 	before, files := world.Snapshot(t, a.Pod), 0
 	for i := range rounds {
+		if i == rounds/10 { // slabs and caches have been filled
+			early = holds(t)
+		}
 		began := time.Now()
 		must(t, a.add(t))
 		added := time.Now()
@@ -70,9 +83,47 @@ func TestManyAttachmentsLeaveNothing(t *testing.T) {
 		t.Errorf("%d open files; after the first round %d", now, files)
 	}
 	noJournal(t, a)
+	late := holds(t)
+	t.Logf("kernel: %+v after a tenth, %+v at the end", early, late)
+	if late.programs > early.programs+programsOfOthers {
+		t.Errorf("%d BPF programs; after a tenth of the rounds %d", late.programs, early.programs)
+	}
+	if late.slab > early.slab+64<<10 {
+		t.Errorf("%d KiB of unreclaimable slab; after a tenth of the rounds %d", late.slab, early.slab)
+	}
 	slices.Sort(adds)
 	slices.Sort(dels)
 	t.Logf("ADD median %s, 99 %% %s; DEL median %s, 99 %% %s", adds[rounds/2], adds[rounds*99/100], dels[rounds/2], dels[rounds*99/100])
+}
+
+// kernelHolds is what one leak per round would fill: an attachment has two BPF programs.
+type kernelHolds struct {
+	programs int
+	slab     int // KiB that the kernel cannot reclaim
+}
+
+// programsOfOthers is how many programs the rest of the machine may load meanwhile.
+const programsOfOthers = 8
+
+func holds(t *testing.T) kernelHolds {
+	t.Helper()
+	var h kernelHolds
+	for id := ebpf.ProgramID(0); ; h.programs++ {
+		next, err := ebpf.ProgramGetNextID(id)
+		if err != nil {
+			break // the last one
+		}
+		id = next
+	}
+	data, err := os.ReadFile("/proc/meminfo")
+	must(t, err)
+	for line := range strings.Lines(string(data)) {
+		if fields := strings.Fields(line); fields[0] == "SUnreclaim:" {
+			h.slab, err = strconv.Atoi(fields[1])
+			must(t, err)
+		}
+	}
+	return h
 }
 
 func openFiles(t *testing.T) int {

@@ -17,6 +17,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 
+	"podvirt.dev/cni-bridge/internal/counters"
 	"podvirt.dev/cni-bridge/internal/fault"
 	"podvirt.dev/cni-bridge/internal/journal"
 	"podvirt.dev/cni-bridge/internal/nat"
@@ -59,10 +60,13 @@ func edge(name string, verb call) func(*skel.CmdArgs) error {
 				log.attrs = append(log.attrs, "stack", string(debug.Stack()))
 			}
 			log.write(err, time.Since(began))
+			done := counters.Operation{Verb: name, Mode: string(conf.Mode)}
 			if err != nil {
 				f := fault.Of(err)
-				err = types.NewError(uint(f.Code), f.Message, f.Details)
+				done.Code = uint(f.Code)
+				err = types.NewError(done.Code, f.Message, f.Details)
 			}
+			_ = counters.Add(conf.StateDir, done, time.Since(began)) // a node whose state directory is full still has to work
 		}()
 		var stampErr error
 		if conf.Mode == netconf.ModePod {
@@ -138,6 +142,7 @@ func Sweep(conf netconf.Config) error {
 func sweep(store journal.Store, conf netconf.Config, stale func(journal.Entry) bool) error {
 	entries, _ := store.All()
 	var errs []error
+	removed := 0
 	for _, e := range entries {
 		if !stale(e) {
 			continue
@@ -147,8 +152,12 @@ func sweep(store journal.Store, conf netconf.Config, stale func(journal.Entry) b
 			if err != nil || !stale(now) {
 				return nil //nolint:nilerr // gone, or taken by an attachment of the same name
 			}
+			removed++
 			return undo(store, now)
 		}))
+	}
+	if removed > 0 {
+		errs = append(errs, counters.AddLeaks(conf.StateDir, removed))
 	}
 	return errors.Join(errs...)
 }

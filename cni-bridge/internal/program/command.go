@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
 
 	"podvirt.dev/cni-bridge/internal/installer"
 	"podvirt.dev/cni-bridge/internal/netconf"
@@ -35,6 +36,7 @@ type command struct {
 
 	method, salt             string
 	once, check, force, stay bool
+	metrics                  string
 	isolated                 bool
 	verbosity                int
 }
@@ -83,6 +85,7 @@ func (c *command) parse(args []string) error {
 		c.flags.StringVar(&c.node.SettingsDir, "config-dir", "", "ConfigMap podvirt-config, mounted; its changes take effect at once")
 		c.flags.StringVar(&c.method, "method", "", "auto, drop-in, wrap, edit or off; overrides network.install-method")
 		c.flags.StringVar(&c.salt, "mac-salt", "", "salt of derived MACs instead of the UID of Namespace kube-system")
+		c.flags.StringVar(&c.metrics, "metrics", "", "address of /metrics, /healthz and /readyz (HTTPS); example: :9445")
 		c.flags.BoolVar(&c.once, "once", false, "install, and end")
 		c.flags.BoolVar(&c.check, "check", false, "change nothing; fail unless installed")
 	case "selftest":
@@ -120,12 +123,14 @@ func (c *command) install(ctx context.Context) error {
 		c.node.MACSalt = &c.salt
 	}
 	c.node.API = installer.API{Host: os.Getenv("KUBERNETES_SERVICE_HOST"), Port: os.Getenv("KUBERNETES_SERVICE_PORT")}
+	metrics := &installer.Metrics{StateDir: c.node.StateDir}
+	c.node.Metrics = metrics
 	node, err := installer.New(c.node)
 	if err != nil {
 		return err
 	}
 	if !c.once {
-		return node.Run(ctx)
+		return c.serve(ctx, node, metrics)
 	}
 	changed, plan, err := node.Install(ctx)
 	if err != nil {
@@ -133,6 +138,16 @@ func (c *command) install(ctx context.Context) error {
 	}
 	fmt.Fprintf(c.std.Out, "method %s, %d files changed\n", plan.Method, len(changed))
 	return nil
+}
+
+// serve keeps the node installed and answers for it.
+func (c *command) serve(ctx context.Context, node *installer.Installer, metrics *installer.Metrics) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return node.Run(ctx) })
+	if c.metrics != "" {
+		group.Go(func() error { return metrics.Serve(ctx, c.metrics) })
+	}
+	return group.Wait()
 }
 
 func (c *command) uninstall(ctx context.Context) error {

@@ -88,7 +88,7 @@ func must(t *testing.T, err error) {
 func TestConformance(t *testing.T) {
 	require.Root(t)
 	plugin := binary(t)
-	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
+	for _, version := range []string{"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
 		t.Run(version, func(t *testing.T) {
 			w := world.New(t, world.Options{})
 			before := world.Snapshot(t, w.Pod)
@@ -111,7 +111,7 @@ func TestConformance(t *testing.T) {
 			if nic.MAC[0] != 2 {
 				t.Errorf("MAC %s; want one derived with prefix 02", nic.MAC)
 			}
-			if version != "0.3.1" {
+			if version != "0.3.0" && version != "0.3.1" {
 				must(t, r.cni.CheckNetworkList(t.Context(), r.list, r.call))
 			}
 			if version == "1.1.0" {
@@ -166,7 +166,7 @@ func TestPodsThatAreNoVMPayLittle(t *testing.T) {
 	input := fmt.Sprintf(`{"cniVersion":"1.1.0","name":"x","type":"cni-bridge","mode":"pod","stateDir":%q,"prevResult":{"cniVersion":"1.1.0","ips":[]}}`,
 		t.TempDir())
 	var times []time.Duration
-	for range 30 {
+	for range 100 {
 		cmd := exec.CommandContext(t.Context(), plugin)
 		cmd.Env, cmd.Stdin = environment, strings.NewReader(input)
 		began := time.Now()
@@ -177,7 +177,7 @@ func TestPodsThatAreNoVMPayLittle(t *testing.T) {
 	}
 	slices.Sort(times)
 	t.Logf("fastest %s, median %s", times[0], times[len(times)/2])
-	if times[0] > 50*time.Millisecond { // of a machine that does other work; the number to meet is measured by the bench
+	if times[0] > 8*time.Millisecond { // the fastest, since the machine does other work
 		t.Errorf("the fastest ADD of a Pod that is no VM took %s", times[0])
 	}
 }
