@@ -11,6 +11,7 @@ import (
 func checkAnnotations(p *parser, vm *VM) {
 	checkCPU(p, vm)
 	checkFirmware(p, vm)
+	checkKernel(p, vm)
 	for i := range vm.Disks {
 		checkDisk(p, &vm.Disks[i])
 	}
@@ -68,6 +69,20 @@ func checkFirmware(p *parser, vm *VM) {
 	if kind == FirmwareBIOS && vm.CPU.Arch == "arm64" {
 		p.value("firmware", v.raw, "arm64 has no bios; use uefi")
 	}
+}
+
+func checkKernel(p *parser, vm *VM) {
+	if v := p.values["kernel"]; v != nil && vm.Kernel.Path == "" {
+		p.value("kernel", v.raw, "path is missing; example: path=boot/vmlinuz")
+	}
+	if v := p.values["kernel-args"]; v != nil && p.values["kernel"] == nil && !p.failed("kernel") {
+		p.value("kernel-args", v.raw, "set without kernel")
+	}
+}
+
+// failed says whether an annotation was given and is wrong.
+func (p *parser) failed(key string) bool {
+	return slices.ContainsFunc(p.errs, func(e Error) bool { return e.Key == Prefix+key })
 }
 
 // defaultFirmware is what a guest of the architecture boots with; "" is amd64 or the node's.

@@ -225,7 +225,9 @@ func (p *classParser) complete(c *DeviceClass, seen map[string]bool) {
 	c.Place = c.placement()
 }
 
-func (c *DeviceClass) selectsPCI(seen map[string]bool) bool { return seen["match"] || seen["address"] || seen["pf"] }
+func (c *DeviceClass) selectsPCI(seen map[string]bool) bool {
+	return seen["match"] || seen["address"] || seen["pf"]
+}
 
 // placement is what is said, else what is usual for the kind.
 func (c *DeviceClass) placement() string {

@@ -28,6 +28,9 @@ func (p *parser) vm() VM {
 			Serial:       p.option1("firmware", "serial") == "true",
 			Menu:         toDuration(p.option1("firmware", "menu")),
 		},
+		Kernel: Kernel{
+			Path: p.option1("kernel", "path"), Initrd: p.option1("kernel", "initrd"), Args: p.word("kernel-args"),
+		},
 		Console: Console{
 			Mode:   ConsoleMode(p.word("console")),
 			Device: ConsoleDevice(p.option1("console", "device")),

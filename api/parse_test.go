@@ -39,6 +39,12 @@ func TestErrorTexts(t *testing.T) {
 		{"launch security", map[string]string{KeyLaunchSecurity: "snp"}, []string{
 			`podvirt.dev/launch-security: "snp": not one of sev, sev-es, sev-snp, tdx; nearest: sev-snp`,
 		}},
+		{"kernel", map[string]string{KeyKernel: "initrd=boot/initrd", KeyKernelArgs: "quiet"}, []string{
+			`podvirt.dev/kernel: "initrd=boot/initrd": path is missing; example: path=boot/vmlinuz`,
+		}},
+		{"arguments of no kernel", map[string]string{KeyKernelArgs: "quiet"}, []string{
+			`podvirt.dev/kernel-args: "quiet": set without kernel`,
+		}},
 		{"bool", map[string]string{KeyCPUDedicated: "yes"}, []string{
 			`podvirt.dev/cpu-dedicated: "yes": not one of true, false; nearest: true`,
 		}},

@@ -142,6 +142,9 @@ func (r *resolver) platform() {
 	}
 	if m.Video.Model == "" {
 		m.Video.Model = VideoAuto
+		if m.Kernel.Path != "" {
+			m.Video.Model = VideoNone
+		}
 	}
 	if m.Watchdog.Model == "" {
 		m.Watchdog.Model = WatchdogOff

@@ -79,14 +79,14 @@ func firmwareRows() []Annotation {
 			Key: "kernel", Group: group, Change: Restart, Kind: Options,
 			Options: []Option{
 				{Name: "path", Value: kernelFile()}, {Name: "initrd", Value: kernelFile()},
-				{Name: "dtb", Value: kernelFile()}, {Name: "shim", Value: kernelFile()},
+				{Name: "dtb", Value: kernelFile().later("")}, {Name: "shim", Value: kernelFile().later("")},
 			},
 			Default: "off",
 			Meaning: "direct kernel boot from files below `/vm/kernel`",
 		},
 		{
 			Key: "kernel-args", Group: group, Change: Restart,
-			Value:   text(MaxText).later(""),
+			Value:   text(MaxText),
 			Default: "none",
 			Meaning: "kernel command line, with `kernel` only",
 		},
@@ -119,7 +119,7 @@ func machineType() Value {
 }
 
 func kernelFile() Value {
-	return pattern(relativePath, "not a path below /vm/kernel; example: boot/vmlinuz").later("")
+	return pattern(relativePath, "not a path below /vm/kernel; example: boot/vmlinuz")
 }
 
 func hypervOptions() []Option {

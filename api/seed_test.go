@@ -1,6 +1,9 @@
 package api
 
-import "testing"
+import (
+	"maps"
+	"testing"
+)
 
 // TestKeysAloneMakeASeed: keys in /vm/ssh-keys need no files in /vm/cloud-init (VM-155).
 func TestKeysAloneMakeASeed(t *testing.T) {
@@ -27,9 +30,7 @@ func TestKeysAloneMakeASeed(t *testing.T) {
 			if err := errs.Err(); err != nil {
 				t.Fatal(err)
 			}
-			for key, value := range test.annotations {
-				pod.Annotations[key] = value
-			}
+			maps.Copy(pod.Annotations, test.annotations)
 			pod.Paths = append(pod.Paths, test.paths...)
 			got, errs := Resolve(pod, Config{})
 			if err := errs.Err(); err != nil || got.Guest.CloudInit != test.want || got.Overhead-bare.Overhead != test.overhead {

@@ -20,6 +20,7 @@ type VM struct {
 	Memory    Memory
 	Machine   string // podvirt.dev/machine: a family (q35) or a versioned name (pc-q35-10.0)
 	Firmware  Firmware
+	Kernel    Kernel
 	Console   Console
 	Serial    int   // podvirt.dev/serial: further serial ports, 0 to 3
 	Agent     *bool // podvirt.dev/agent
@@ -148,6 +149,14 @@ type Firmware struct {
 	EnrolledKeys *bool
 	Serial       bool          // firmware output on the serial console
 	Menu         time.Duration // boot menu for that long; 0: none
+}
+
+// Kernel is podvirt.dev/kernel with podvirt.dev/kernel-args: QEMU loads the guest's kernel itself. Files are relative to
+// /vm/kernel.
+type Kernel struct {
+	Path   string // "": firmware finds something to boot
+	Initrd string
+	Args   string // command line
 }
 
 // ConsoleMode says where the first serial port goes.

@@ -149,3 +149,17 @@ func TestConfigIsFollowed(t *testing.T) {
 		t.Errorf("CPU request %dm", cpu)
 	}
 }
+
+// TestVhostNetWhereThereIsNone: VMs do not ask for what no node of the cluster has (devices.md DP-003).
+func TestVhostNetWhereThereIsNone(t *testing.T) {
+	for capacity, want := range map[string]string{"": "1", "5": "1", "0": "0"} {
+		data := map[string]string{}
+		if capacity != "" {
+			data["devices.capacity.vhost-net"] = capacity
+		}
+		got := complete(t, readPod(t, "testdata/short.yaml"), settings(data), true)
+		if amount := got.Spec.Containers[0].Resources.Limits[api.ResourceVhostNet]; amount.String() != want {
+			t.Errorf("with capacity %q: %s is %s, want %s", capacity, api.ResourceVhostNet, amount.String(), want)
+		}
+	}
+}

@@ -177,10 +177,16 @@ func fixedOverhead() string {
 		str(api.KeyVideo), re(api.QuantityPattern), mib("m"), api.OverheadVideo, api.OverheadVideo)
 	return fmt.Sprintf(`%d + %d * variables.vcpus + %d + %d * (variables.diskNames.size() + variables.made.size() + %s + 1 - %s + %s + %s)
   + %d * %s
-  + (%s == "none" ? 0 : %s) + (%s == "tcg" ? %d : 0) + [%s].map(m, m == "" ? 0 : %s)[0]`,
+  + (%s ? 0 : %s) + (%s == "tcg" ? %d : 0) + [%s].map(m, m == "" ? 0 : %s)[0]`,
 		api.OverheadFixed, api.OverheadVCPU, api.OverheadIOThread, api.OverheadDevice, seeds, none, networks, queues,
-		api.OverheadShare, shares, mainOf(api.KeyVideo), video, good(api.KeyAccelerator), api.OverheadTCG,
+		api.OverheadShare, shares, headless(), video, good(api.KeyAccelerator), api.OverheadTCG,
 		good(api.KeyMemoryOverhead), mib("m"))
+}
+
+// headless says whether the VM has no graphics card: one that QEMU gives its kernel to has none unless it asks.
+func headless() string {
+	return fmt.Sprintf(`(%[1]s == "none" || (%[1]s == "" && variables.o[?%[2]s].optMap(o, "path" in o).orValue(false)))`,
+		mainOf(api.KeyVideo), str(api.KeyKernel))
 }
 
 // overhead is the whole, for guest memory in MiB and a factor in tenths.

@@ -18,12 +18,13 @@ func rules() []admissionv1.Variable {
 		{Name: "vcpus", Expression: vcpus()},
 		{Name: "cpuRules", Expression: cpuRules()},
 		{Name: "firmwareRules", Expression: firmwareRules()},
+		{Name: "kernelRules", Expression: kernelRules()},
 		{Name: "diskRules", Expression: diskRules()},
 		{Name: "limitRules", Expression: limitRules()},
 		{Name: "nicRules", Expression: nicRules()},
 		{Name: "portRules", Expression: portRules()},
 		{Name: "uniqueRules", Expression: uniqueRules()},
-		{Name: "rules", Expression: "variables.cpuRules + variables.firmwareRules + variables.diskRules + variables.limitRules + " +
+		{Name: "rules", Expression: "variables.cpuRules + variables.firmwareRules + variables.kernelRules + variables.diskRules + variables.limitRules + " +
 			"variables.nicRules + variables.portRules + variables.uniqueRules"},
 	}
 }
@@ -80,6 +81,12 @@ func firmwareRules() string {
   ? [%[4]s + "secure-boot needs uefi"] : [])
   + (%[2]s == "bios" && %[3]s == "arm64" ? [%[4]s + "arm64 has no bios; use uefi"] : [])).flatten()`,
 		str(api.KeyFirmware), mainOf(api.KeyFirmware), good(api.KeyArch), whole(api.KeyFirmware))
+}
+
+func kernelRules() string {
+	return fmt.Sprintf(`[%[1]s].filter(k, k in variables.good && !("path" in variables.o[k])).map(k, %[2]s + "path is missing; example: path=boot/vmlinuz")
+  + [%[3]s].filter(k, k in variables.good && !(%[1]s in variables.a)).map(k, %[4]s + "set without kernel")`,
+		str(api.KeyKernel), whole(api.KeyKernel), str(api.KeyKernelArgs), whole(api.KeyKernelArgs))
 }
 
 // each maps the keys of a variable through tests; each test is a condition on k and what to say, with k in front.

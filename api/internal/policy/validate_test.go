@@ -190,7 +190,9 @@ func TestPolicyAgreesOnRules(t *testing.T) {
 		{api.KeyNIC + "default": "mac=02-AA-00-00-00-01"}, {api.KeyNIC + "default": "mac=01:AA:00:00:00:01,acpi-index=1"}, {api.KeyNIC +
 			"default": "queues=64"},
 		{api.KeyVM + "x": "1", api.Prefix + "nope": "2", api.Prefix + "foo.bar": "3"}, {api.KeyMemoryOverhead: "100M"},
-		{api.KeyAccelerator: "tcg"}, {api.KeyVideo: "none"},
+		{api.KeyAccelerator: "tcg"}, {api.KeyVideo: "none"}, {api.KeyKernel: "path=vmlinuz"},
+		{api.KeyKernel: "path=vmlinuz", api.KeyKernelArgs: "quiet", api.KeyVideo: "bochs"}, {api.KeyKernel: "initrd=i"}, {api.KeyKernelArgs: "quiet"},
+		{api.KeyKernel: "path=/abs", api.KeyKernelArgs: "quiet"}, {api.KeyKernel: "path=v", api.KeyVideo: "vram=32Mi"},
 		{"k8s.v1.cni.cncf.io/networks": "a,b@c"}, {"k8s.v1.cni.cncf.io/networks": `[{"name":"a"},{"name" : "b"}]`}, {"k8s.v1.cni.cncf.io/networks": " "},
 		{api.KeyDisk + "root": "iops=10,iops-read=5,bps-max=1Mi,iops-max-length=1s"}, {api.KeyMemory: "4850Mi", api.KeyVideo: "vga,vram=64Mi"},
 		{api.KeyHostname: strings.Repeat("x", 5000)}, {api.KeyMemory: "1Gi", "example.org/x": "\x00"},

@@ -24,6 +24,7 @@ type Host struct {
 	Disks     []Disk // every disk and CD-ROM in the order of their names; the seed is one of them
 	NICs      []NIC  // in the order in which the guest shall see them
 	Firmware  Firmware
+	Kernel    Kernel
 	Addresses Layout // PCI addresses by device, from NewLayout
 }
 
@@ -53,6 +54,9 @@ type NIC struct {
 	MultiQueue bool // the tap was made with IFF_MULTI_QUEUE
 	Vhost      bool // /dev/vhost-net is in the container
 }
+
+// Kernel are the files of a direct kernel boot; all empty where firmware finds something to boot.
+type Kernel struct{ Image, Initrd string }
 
 // Firmware are the files of UEFI; all empty with BIOS.
 type Firmware struct {
@@ -172,6 +176,9 @@ func (b *builder) os(arch string) *libvirtxml.DomainOS {
 	os := &libvirtxml.DomainOS{
 		Type:   &libvirtxml.DomainOSType{Arch: arch, Machine: machine, Type: "hvm"},
 		SMBios: &libvirtxml.DomainSMBios{Mode: "sysinfo"},
+	}
+	if k := b.host.Kernel; k.Image != "" {
+		os.Kernel, os.Initrd, os.Cmdline = k.Image, k.Initrd, b.vm.Kernel.Args
 	}
 	fw := b.vm.Firmware
 	if fw.Menu > 0 {

@@ -122,6 +122,9 @@ func (s *starter) prepareDisks(ctx context.Context, p *plan) error {
 	if err != nil {
 		return err
 	}
+	if p.host.Kernel, err = disks.Kernel(api.PathKernel, s.vm.Kernel); err != nil {
+		return err
+	}
 	p.host.Disks = list
 	s.mu.Lock()
 	defer s.mu.Unlock()
