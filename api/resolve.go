@@ -140,23 +140,22 @@ func (r *resolver) platform() {
 	if t := r.pod.Terminal; m.Console.Mode == ConsoleAttach && t != nil && (!t.Stdin || !t.TTY) {
 		r.value("console", r.values["console"].raw, "attach needs stdin: true and tty: true on container vm")
 	}
-	if m.Video.Model == "" {
-		m.Video.Model = VideoAuto
-		if m.Kernel.Path != "" {
-			m.Video.Model = VideoNone
-		}
-	}
-	if m.Watchdog.Model == "" {
-		m.Watchdog.Model = WatchdogOff
-	}
-	if m.Watchdog.Action == "" {
-		m.Watchdog.Action = "reset"
-	}
+	m.Video.Model = orWord(m.Video.Model, defaultVideo(m.Kernel))
+	m.Watchdog.Model, m.Watchdog.Action = orWord(m.Watchdog.Model, WatchdogOff), orWord(m.Watchdog.Action, "reset")
 	r.watchdog()
 	m.Agent, m.RNG.On, m.Metrics = orTrue(m.Agent), orTrue(m.RNG.On), orTrue(m.Metrics)
 	if m.TapOwner == nil {
 		m.TapOwner = &Owner{UID: LauncherUID, GID: LauncherUID}
 	}
+}
+
+// defaultVideo is the graphics card of a VM that asks for none: one that is given its kernel has nothing to show before
+// the serial console.
+func defaultVideo(k Kernel) string {
+	if k.Path != "" {
+		return VideoNone
+	}
+	return VideoAuto
 }
 
 func (r *resolver) watchdog() {

@@ -55,8 +55,7 @@ func regular(root *os.Root, name string) error {
 
 // oneCause is the error without the path, which the message begins with.
 func oneCause(err error) string {
-	var path *fs.PathError
-	if errors.As(err, &path) {
+	if path, ok := errors.AsType[*fs.PathError](err); ok {
 		return path.Err.Error()
 	}
 	return err.Error()
