@@ -46,7 +46,7 @@ func (e Errors) sorted() Errors {
 
 // TerminationMessage returns the text of a container that ends with [ReasonBadConfig]: the reason and as many whole
 // lines as fit in limit bytes (Kubernetes keeps 4096), then how many were left out and the command that shows them.
-func (e Errors) TerminationMessage(vm string, limit int) string {
+func (e Errors) TerminationMessage(pod string, limit int) string {
 	var b strings.Builder
 	b.WriteString(string(ReasonBadConfig) + ": ")
 	for i, err := range e {
@@ -56,10 +56,10 @@ func (e Errors) TerminationMessage(vm string, limit int) string {
 		}
 		room := limit
 		if i+1 < len(e) {
-			room -= len(leftOut(len(e)-i-1, vm))
+			room -= len(leftOut(len(e)-i-1, pod))
 		}
 		if b.Len()+len(line) > room {
-			b.WriteString(leftOut(len(e)-i, vm))
+			b.WriteString(leftOut(len(e)-i, pod))
 			break
 		}
 		b.WriteString(line)
@@ -67,8 +67,8 @@ func (e Errors) TerminationMessage(vm string, limit int) string {
 	return b.String()
 }
 
-func leftOut(n int, vm string) string {
-	return fmt.Sprintf("\nand %d more: kubectl vm describe %s", n, vm)
+func leftOut(n int, pod string) string {
+	return fmt.Sprintf("\nand %d more: kubectl logs %s -c %s", n, pod, ContainerName)
 }
 
 func (e Errors) join(separator string) string {

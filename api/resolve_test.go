@@ -184,7 +184,7 @@ func TestTerminationMessage(t *testing.T) {
 		errs = append(errs, Error{Key: KeyVM, Text: strings.Repeat("x", 80+i%3)})
 	}
 	got := errs.TerminationMessage("db1", MaxTerminationMessage)
-	if len(got) > MaxTerminationMessage || !strings.HasPrefix(got, "BadConfig: xxx") || !strings.HasSuffix(got, " more: kubectl vm describe db1") {
+	if len(got) > MaxTerminationMessage || !strings.HasPrefix(got, "BadConfig: xxx") || !strings.HasSuffix(got, " more: kubectl logs db1 -c vm") {
 		t.Errorf("%d bytes: %.40q … %.60q", len(got), got, got[len(got)-60:])
 	}
 	if got := errs[:2].TerminationMessage("db1", MaxTerminationMessage); strings.Contains(got, "more") || strings.Count(got, "\n") != 1 {

@@ -4,7 +4,7 @@
 //
 // usage: reaper PROGRAM [ARG]...
 //
-// It ends with the launcher's exit code, or 128 + the signal that the launcher died of. Every package costs every VM
+// It ends with the launcher's exit code, 70 where the launcher panicked, or 128 + the signal that it died of. Every package costs every VM
 // memory, so that there is neither fmt nor a logger here.
 package main
 

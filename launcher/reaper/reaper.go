@@ -13,15 +13,19 @@ import (
 const (
 	prSetChildSubreaper = 36 // linux/prctl.h; lets the reaper work without being process 1, and so be tested
 
-	exitUsage      = 64 // sysexits.h
-	exitNoLauncher = 70 // api.ExitInternal
-	goPanic        = 2  // exit status of a Go program that panicked
+	exitUsage    = 64 // sysexits.h
+	exitInternal = 70 // api.ExitInternal
+	goPanic      = 2  // exit status of a Go program that panicked
 
 	// reapedFile takes one line "PID STATUS" per orphan, so that the launcher can say how QEMU died. STATUS is as in wait(2).
 	reapedFile = "/run/podvirt/reaped"
 	// reapedEnv overrides reapedFile, stoppingEnv tells a launcher that was started again that a stop is under way.
 	reapedEnv   = "PODVIRT_REAPED"
 	stoppingEnv = "PODVIRT_STOPPING=1"
+	// messageFile is where the kubelet reads why the container ended; messageEnv overrides it.
+	messageFile  = "/dev/termination-log"
+	messageEnv   = "PODVIRT_MESSAGE"
+	panicMessage = "Internal: the launcher panicked; its stack is in the log"
 	// reapedLimit is the size in bytes above which the file is begun anew.
 	reapedLimit = 64 << 10
 
@@ -35,6 +39,7 @@ const (
 type reaper struct {
 	argv, env []string
 	reaped    string // path of the file of reaped processes
+	message   string // path of the termination message
 
 	launcher int // process ID; 0: none runs
 	started  time.Time
@@ -51,9 +56,9 @@ func run(argv, env []string) int {
 	_, _, _ = syscall.RawSyscall(syscall.SYS_PRCTL, prSetChildSubreaper, 1, 0)
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGCHLD, syscall.SIGTERM, syscall.SIGINT)
-	r := &reaper{argv: argv, env: env, reaped: lookup(env, reapedEnv, reapedFile)}
+	r := &reaper{argv: argv, env: env, reaped: lookup(env, reapedEnv, reapedFile), message: lookup(env, messageEnv, messageFile)}
 	if !r.start() {
-		return exitNoLauncher
+		return exitInternal
 	}
 	return r.loop(signals)
 }
@@ -89,7 +94,7 @@ func (r *reaper) loop(signals <-chan os.Signal) int {
 		case <-again:
 			again = nil
 			if !r.start() {
-				return exitNoLauncher
+				return exitInternal
 			}
 		}
 	}
@@ -144,6 +149,10 @@ func (r *reaper) verdict(status syscall.WaitStatus) (code int, over bool) {
 		return code, true
 	}
 	if !hasChildren() {
+		if code == goPanic {
+			r.explainPanic()
+			code = exitInternal
+		}
 		return code, true
 	}
 	say("the launcher ended with status " + strconv.Itoa(code) + " while the guest runs; starting it again")
@@ -154,6 +163,16 @@ func hasChildren() bool {
 	_, _, errno := syscall.RawSyscall6(syscall.SYS_WAITID, 0 /* P_ALL */, 0, 0,
 		syscall.WEXITED|syscall.WNOHANG|syscall.WNOWAIT, 0, 0)
 	return errno == 0
+}
+
+// explainPanic writes the termination message of a launcher that could not any more.
+func (r *reaper) explainPanic() {
+	fd, err := syscall.Open(r.message, syscall.O_WRONLY|syscall.O_TRUNC|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return
+	}
+	_, _ = syscall.Write(fd, []byte(panicMessage))
+	_ = syscall.Close(fd)
 }
 
 // nextPause is nothing for the first death and grows for a launcher that cannot live.

@@ -27,7 +27,11 @@ func reaperOf(t *testing.T, script string) (cmd *exec.Cmd, dir string, stderr *b
 	t.Helper()
 	dir, stderr = t.TempDir(), &bytes.Buffer{}
 	cmd = exec.Command(os.Args[0], "/bin/sh", "-c", script)
-	cmd.Env = append(os.Environ(), "PODVIRT_TEST_REAPER=1", "D="+dir, reapedEnv+"="+filepath.Join(dir, "reaped"))
+	message := filepath.Join(dir, "message")
+	if err := os.WriteFile(message, []byte("Killed: "), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Env = append(os.Environ(), "PODVIRT_TEST_REAPER=1", "D="+dir, reapedEnv+"="+filepath.Join(dir, "reaped"), messageEnv+"="+message)
 	cmd.Stderr = stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
@@ -80,13 +84,17 @@ func TestExitCodes(t *testing.T) {
 		{"success", "exit 0", 0},
 		{"code of the launcher", "exit 24", 24},
 		{"a signal and no guest", "kill -KILL $$", 137},
-		{"a panic and no guest", "exit 2", 2},
+		{"a panic and no guest", "exit 2", 70},
 		{"an exit although the guest runs", "sleep 60 >/dev/null 2>&1 & exit 21", 21},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			cmd, _, _ := reaperOf(t, test.script)
+			cmd, dir, _ := reaperOf(t, test.script)
 			if got := wait(t, cmd); got != test.want {
 				t.Errorf("exit %d, want %d", got, test.want)
+			}
+			message, err := os.ReadFile(filepath.Join(dir, "message"))
+			if want := test.want == exitInternal; err != nil || strings.HasPrefix(string(message), "Internal: ") != want {
+				t.Errorf("message %q (%v)", message, err)
 			}
 		})
 	}

@@ -47,7 +47,7 @@ func TestPort(t *testing.T) {
 	v.wantAnswer("/metrics", "200", "podvirt_vm_state{name=\"db1\",namespace=\"shop\",state=\"running\"} 1\n")
 	v.wantAnswer("/metrics", "200", "kubevirt_vmi_storage_iops_read_total{name=\"db1\",namespace=\"shop\",drive=\"root\"} ")
 	v.wantAnswer("/metrics", "200", "podvirt_vm_start_seconds{name=\"db1\",namespace=\"shop\",step=\"define\"} ")
-	v.wantAnswer("/status", "200", `{"type":"podvirt.dev/GuestRunning","status":"True","reason":"Running"}`)
+	v.wantAnswer("/status", "200", `{"type":"podvirt.dev/GuestRunning","status":"True","reason":"Running","message":"emulated without KVM`)
 	v.wantAnswer("/probe/state?is=running", "200", "ok")
 	v.wantAnswer("/probe/agent", "503", "probe failed: ")
 	v.wantAnswer("/probe/exec", "400", "not offered over HTTP")

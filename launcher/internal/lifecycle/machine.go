@@ -46,6 +46,8 @@ type Machine struct {
 	status Status
 	stop   *stopping // a graceful stop under way
 	doing  intent
+	// reboots are the times of the guest's last reboots, at most loopReboots.
+	reboots []time.Time
 }
 
 // intent is what the launcher itself has asked for, so that the events that follow are not taken for the guest's doing.
@@ -56,7 +58,7 @@ type intent struct {
 	watchdog  string   // the action of a watchdog that has just expired
 	byHost    bool     // QEMU was ended by a signal from outside
 	panicked  bool
-	lastReset time.Time
+	lastReset time.Time     // the first of a reboot
 	rebooted  chan struct{} // who waits for a reboot that was asked for; nil: nobody
 }
 
@@ -80,6 +82,8 @@ type Status struct {
 	Started        time.Time
 	Boots          int
 	GuestReboots   int
+	RebootLoop     bool // the guest rebooted loopReboots times within loopSpan
+	GuestPanics    int
 	WatchdogFired  int
 	AgentConnected bool
 	IOErrors       map[string]int // by device alias
@@ -106,6 +110,7 @@ func (m *Machine) Status() Status {
 	defer m.mu.Unlock()
 	s := m.status
 	s.IOErrors = maps.Clone(m.status.IOErrors)
+	s.RebootLoop = loops(m.reboots, m.opt.Clock())
 	return s
 }
 
@@ -159,7 +164,7 @@ func (m *Machine) Run(ctx context.Context, domain virt.Domain, started time.Time
 
 // start starts the VM and takes note of it.
 func (m *Machine) start(ctx context.Context) error {
-	m.setState(api.StateStarting, "")
+	m.setState(api.StateStarting)
 	domain, err := m.opt.Starter.Start(ctx)
 	if err != nil {
 		return err
@@ -205,10 +210,10 @@ func (m *Machine) refreshLocked(pausedBecause string) {
 	}
 }
 
-func (m *Machine) setState(s api.State, reason string) {
+func (m *Machine) setState(s api.State) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.status.State, m.status.Reason = s, reason
+	m.status.State, m.status.Reason = s, ""
 }
 
 // event acts on one event of the hypervisor. An outcome ends the VM.
@@ -224,7 +229,7 @@ func (m *Machine) event(ctx context.Context, e virt.Event) *Outcome {
 	case virt.EventPanicked:
 		return m.panicked(ctx)
 	case virt.EventReset:
-		return m.reset(e)
+		return m.reset(ctx, e)
 	case virt.EventStopped:
 		return m.stopped(ctx, e)
 	default:
@@ -278,39 +283,13 @@ func (m *Machine) news(e virt.Event) {
 	}
 }
 
-// sameReboot is the time within which further resets belong to the same reboot: firmware and kernels pull more than one
-// lever.
-const sameReboot = 5 * time.Second
-
-// reset acts on a reset of the machine, which is the guest's wish to reboot unless we asked for it.
-func (m *Machine) reset(e virt.Event) *Outcome {
-	m.mu.Lock()
-	ours, again := m.doing.reset, e.Time.Sub(m.doing.lastReset) < sameReboot
-	m.doing.reset, m.doing.lastReset = false, e.Time
-	m.doing.tellRebooted()
-	m.status.AgentConnected = false
-	if !ours && !again {
-		m.status.GuestReboots++
-	}
-	m.mu.Unlock()
-	if ours || again || m.stop != nil {
-		return nil
-	}
-	switch m.opt.Policy().OnReboot {
-	case api.RebootExit:
-		return m.destroy(Outcome{Reason: api.ReasonGuestReboot, Text: "the guest asked for a reboot"})
-	case api.RebootRestart:
-		m.doing.restart = true
-		return m.destroy(Outcome{})
-	default:
-		return nil
-	}
-}
-
 // panicked acts on a guest that told of its panic; QEMU holds it still.
 func (m *Machine) panicked(ctx context.Context) *Outcome {
 	m.doing.panicked = true
-	m.setState(api.StatePaused, "panic")
+	m.mu.Lock()
+	m.status.GuestPanics++
+	m.status.State, m.status.Reason = api.StatePaused, "panic"
+	m.mu.Unlock()
 	outcome := Outcome{Reason: api.ReasonGuestPanic, Text: "the guest kernel panicked (pvpanic)"}
 	if m.stop != nil {
 		return m.destroy(outcome)
@@ -366,7 +345,7 @@ func (m *Machine) stopped(ctx context.Context, e virt.Event) *Outcome {
 		return m.startAgain(ctx)
 	}
 	if outcome.Reason == api.ReasonPoweredOff && m.opt.Policy().OnPoweroff == api.PoweroffHold {
-		m.setState(api.StateHeld, "")
+		m.setState(api.StateHeld)
 		return nil
 	}
 	if crashed(outcome.Reason) {
@@ -374,7 +353,7 @@ func (m *Machine) stopped(ctx context.Context, e virt.Event) *Outcome {
 		case api.CrashRestart, api.CrashReset:
 			return m.startAgain(ctx)
 		case api.CrashHold:
-			m.setState(api.StateHeld, "")
+			m.setState(api.StateHeld)
 			return nil
 		default:
 		}

@@ -117,7 +117,7 @@ func TestEnds(t *testing.T) {
 			if err := w.Poweroff(w.t.Context()); err != nil {
 				w.t.Error(err)
 			}
-		}, api.ReasonDestroyed, "hard power-off was asked for"},
+		}, api.ReasonDestroyed, "hard power-off was asked for, QEMU was gone 0.0s later"},
 		{"the agent shuts down", func(*Policy) {}, func(w *world) {
 			w.domain.Agent, w.domain.Obeys[virt.ByAgent] = true, true
 			w.stop()

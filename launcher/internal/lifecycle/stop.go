@@ -182,7 +182,7 @@ func (m *Machine) endStop(ctx context.Context, s *stopping, outcome Outcome) *Ou
 	case s.kind == stopToRestart:
 		return m.startAgain(ctx)
 	case s.kind == stopByVerb && m.opt.Policy().OnPoweroff == api.PoweroffHold:
-		m.setState(api.StateHeld, "")
+		m.setState(api.StateHeld)
 		return nil
 	default:
 		return &outcome

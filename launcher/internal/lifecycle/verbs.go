@@ -134,9 +134,12 @@ func (m *Machine) nudge(ctx context.Context) error {
 // Poweroff pulls the power cord; the container ends with Destroyed.
 func (m *Machine) Poweroff(ctx context.Context) error {
 	return m.withDomain(ctx, func(_ context.Context, _ virt.Domain) error {
+		begun := m.opt.Clock()
 		if o := m.destroy(Outcome{Reason: api.ReasonDestroyed, Text: "hard power-off was asked for"}); o != nil {
 			return errors.New(o.Text)
 		}
+		// Destroy returns when QEMU is gone; the event that ends the VM comes later.
+		m.doing.destroy.Text += ", QEMU was gone " + span(m.opt.Clock().Sub(begun)) + " later"
 		return nil
 	})
 }
@@ -149,7 +152,7 @@ func (m *Machine) Start(ctx context.Context) error {
 		}
 		err := m.start(ctx)
 		if err != nil {
-			m.setState(api.StateHeld, "")
+			m.setState(api.StateHeld)
 		}
 		return err
 	})

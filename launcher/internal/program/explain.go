@@ -22,7 +22,7 @@ type lackError struct{ text string }
 func (e *lackError) Error() string { return e.text }
 
 // explain maps an error of a start to how the container ends: the one place that does.
-func explain(vmName string) func(error) lifecycle.Outcome {
+func explain(pod string) func(error) lifecycle.Outcome {
 	return func(err error) lifecycle.Outcome {
 		var (
 			config  api.Errors
@@ -34,7 +34,7 @@ func explain(vmName string) func(error) lifecycle.Outcome {
 		switch {
 		case errors.As(err, &config):
 			return lifecycle.Outcome{
-				Reason: api.ReasonBadConfig, Text: config.TerminationMessage(vmName, api.MaxTerminationMessage),
+				Reason: api.ReasonBadConfig, Text: config.TerminationMessage(pod, api.MaxTerminationMessage),
 			}
 		case errors.Is(err, podenv.ErrNoPodVolume):
 			return lifecycle.Outcome{Reason: api.ReasonBadConfig, Text: string(api.ReasonBadConfig) + ": " + err.Error()}

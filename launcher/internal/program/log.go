@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
 	"golang.org/x/term"
+	"k8s.io/klog/v2"
 
 	"podvirt.dev/api"
 	"podvirt.dev/internal/cli"
@@ -21,19 +23,68 @@ const logHalf = 512 << 10
 
 const defaultVerbosity = 2
 
+// launcherLog is the launcher's own log, whose verbosity follows the annotation.
+type launcherLog struct {
+	ring  *ringLog
+	level slog.LevelVar
+}
+
 // withLog returns a context whose logger writes to the ring in /run/podvirt, and to stderr unless the container has a
 // terminal: there Kubernetes merges the streams, and the guest's console would carry our lines (VM-141).
-func withLog(ctx context.Context, vm api.Machine, std cli.Streams) (context.Context, func()) {
-	ring := &ringLog{path: logFile}
-	var out io.Writer = ring
+func withLog(ctx context.Context, vm api.Machine, std cli.Streams) (context.Context, *launcherLog) {
+	l := &launcherLog{ring: &ringLog{path: logFile}}
+	var out io.Writer = l.ring
 	if !isTerminal(std.Err) {
-		out = io.MultiWriter(std.Err, ring)
+		out = io.MultiWriter(std.Err, l.ring)
 	}
+	l.verbosity(vm)
+	ctx = cli.WithLiveLogger(ctx, out, &l.level)
+	return klog.NewContext(ctx, klog.FromContext(ctx).WithValues("vm", vm.ID)), l
+}
+
+// verbosity takes up podvirt.dev/verbosity.
+func (l *launcherLog) verbosity(vm api.Machine) {
 	verbosity := defaultVerbosity
 	if vm.Verbosity != nil {
 		verbosity = *vm.Verbosity
 	}
-	return cli.WithLogger(ctx, out, verbosity), func() { _ = ring.Close() }
+	l.level.Set(cli.Level(verbosity))
+}
+
+func (l *launcherLog) close() { _ = l.ring.Close() }
+
+// followEvery is how often the annotations are looked at. The kubelet takes up to a minute to hand an edit on.
+const followEvery = 2 * time.Second
+
+// follow obeys, until ctx ends, edits of annotations that count at once and that nothing else asks for.
+func (i *instance) follow(ctx context.Context) {
+	tick := time.NewTicker(followEvery)
+	defer tick.Stop()
+	var seen time.Time
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		info, err := os.Stat(filepath.Join(api.PathPod, "annotations"))
+		if err != nil || info.ModTime().Equal(seen) {
+			continue
+		}
+		seen = info.ModTime()
+		if vm, _, err := load(); err == nil {
+			i.ownLog.verbosity(vm)
+		}
+	}
+}
+
+// logMistakes logs every mistake of the Pod, since the termination message may have no room for all.
+func logMistakes(ctx context.Context, err error) {
+	if mistakes, ok := errors.AsType[api.Errors](err); ok {
+		for _, m := range mistakes {
+			klog.FromContext(ctx).Error(nil, m.Text)
+		}
+	}
 }
 
 func isTerminal(stream any) bool {
@@ -99,30 +150,4 @@ func readLog() (string, error) {
 	}
 	newer, err := os.ReadFile(logFile)
 	return string(older) + string(newer), err
-}
-
-// Other programs' logs in /run/podvirt, which is in memory and counts as the Pod's: a guest can make libvirt and QEMU
-// complain for ever.
-const (
-	foreignLogLimit = 256 << 10 // bytes
-	foreignLogCheck = time.Minute
-)
-
-// housekeeping cuts the logs of libvirt and QEMU, both of which append, until ctx ends.
-func housekeeping(ctx context.Context) {
-	tick := time.NewTicker(foreignLogCheck)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		logs, _ := filepath.Glob(filepath.Join(libvirtRoot, "log", "qemu", "*.log"))
-		for _, path := range append(logs, filepath.Join(libvirtRoot, "libvirt.log")) {
-			if info, err := os.Stat(path); err == nil && info.Size() > foreignLogLimit {
-				_ = os.Truncate(path, 0)
-			}
-		}
-	}
 }

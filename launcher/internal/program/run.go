@@ -43,13 +43,13 @@ func runVM(ctx context.Context, args []string, std cli.Streams) int {
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryLimit)
 	vm, _, loadErr := load()
-	ctx, closeLog := withLog(ctx, vm, std)
-	defer closeLog()
+	ctx, log := withLog(ctx, vm, std)
+	defer log.close()
 	logger := klog.FromContext(ctx)
 	if err := say(killedMessage); err != nil {
 		logger.Error(err, "termination message")
 	}
-	outcome := supervise(ctx, vm, loadErr, std)
+	outcome := supervise(ctx, vm, loadErr, log, std)
 	logger.Info("the VM has ended", "reason", outcome.Reason, "message", outcome.Text, "code", outcome.Reason.ExitCode())
 	if err := say(outcome.Message()); err != nil {
 		logger.Error(err, "termination message")
@@ -76,6 +76,7 @@ type instance struct {
 	network *network
 	ports   []*console.Port
 	log     *console.LogWriter // nil unless console=log
+	ownLog  *launcherLog
 	starter *starter
 	outside *outside
 
@@ -89,9 +90,10 @@ type instance struct {
 }
 
 // supervise runs the VM and returns how it ended.
-func supervise(ctx context.Context, vm api.Machine, loadErr error, std cli.Streams) lifecycle.Outcome {
-	name := vm.Name
+func supervise(ctx context.Context, vm api.Machine, loadErr error, log *launcherLog, std cli.Streams) lifecycle.Outcome {
+	name := vm.PodName
 	if loadErr != nil {
+		logMistakes(ctx, loadErr)
 		return explain(name)(loadErr)
 	}
 	if os.Getenv(stoppingEnv) != "" {
@@ -110,6 +112,7 @@ func supervise(ctx context.Context, vm api.Machine, loadErr error, std cli.Strea
 	if err != nil {
 		return explain(name)(err)
 	}
+	i.ownLog = log
 	defer i.close()
 	return i.run(ctx, earlier)
 }
@@ -129,7 +132,7 @@ func newInstance(ctx context.Context, vm api.Machine, std cli.Streams) (*instanc
 	}
 	i.starter = &starter{instance: i}
 	i.machine = lifecycle.New(lifecycle.Options{
-		Starter: i.starter, Events: conn.Events(), Policy: i.currentPolicy, Explain: explain(vm.Name),
+		Starter: i.starter, Events: conn.Events(), Policy: i.currentPolicy, Explain: explain(vm.PodName),
 		Death:  func() lifecycle.Outcome { return death(context.WithoutCancel(ctx), i.pid(), i.memory) },
 		Notify: func(e virt.Event) { i.outside.notify(e) },
 	})
@@ -152,7 +155,8 @@ func (i *instance) run(ctx context.Context, earlier *mark) lifecycle.Outcome {
 		return lifecycle.Outcome{Reason: api.ReasonInternal, Text: err.Error()}
 	}
 	i.outside.run(side, &beside)
-	beside.Go(func() { housekeeping(side) })
+	beside.Go(func() { newForeignLogs().run(side) })
+	beside.Go(func() { i.follow(side) })
 	beside.Go(func() { settle(side, i.settled) })
 	if earlier == nil {
 		return i.machine.Run(ctx, nil, time.Time{})

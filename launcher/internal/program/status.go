@@ -96,7 +96,8 @@ func (o *outside) Status() any { return o.view() }
 // conditions are those that the launcher decides.
 func (o *outside) conditions(s statusView) []status.Condition {
 	return status.Conditions(status.Facts{
-		State: s.State, Reason: s.Reason, AgentConnected: s.AgentConnected, AgentVersion: o.guest.Last().Version,
+		State: s.State, Reason: s.Reason, Accelerator: o.vm.CPU.Accelerator, RebootLoop: s.RebootLoop,
+		AgentConnected: s.AgentConnected, AgentVersion: o.guest.Last().Version,
 		IOErrors: s.IOErrors, LastIOError: o.machine.Status().LastIOError,
 		StateMounted: o.vm.State, NeedsState: o.vm.Firmware.Kind == api.FirmwareUEFI,
 	})
@@ -132,7 +133,7 @@ func (o *outside) Figures(context.Context) status.Figures {
 	f := status.Figures{
 		Name: v.Name, Namespace: v.Namespace, Accelerator: api.Accelerator(v.Accelerator), State: v.State, VCPUs: v.VCPUs,
 		MemoryTarget: uint64(v.MemoryMiB) << 20, MemoryMax: uint64(v.MemoryMiB) << 20, Boots: v.Boots,
-		GuestReboots: v.GuestReboots, WatchdogFired: v.WatchdogFired, AgentConnected: v.AgentConnected,
+		GuestReboots: v.GuestReboots, GuestPanics: o.machine.Status().GuestPanics, WatchdogFired: v.WatchdogFired, AgentConnected: v.AgentConnected,
 		ConsoleDropped: v.ConsoleDropped, IOErrors: v.IOErrors, Cgroup: cgroupMemory(),
 		FileSystems: last.FileSystems, OS: last.OS, NICs: map[string]string{},
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"podvirt.dev/api"
+	"podvirt.dev/internal/cli"
 	"podvirt.dev/launcher/internal/agent"
 	"podvirt.dev/launcher/internal/control"
 	"podvirt.dev/launcher/internal/domain"
@@ -59,9 +60,11 @@ type statusView struct {
 	Accelerator    string         `json:"accelerator"`
 	VCPUs          int            `json:"vcpus"`
 	MemoryMiB      int64          `json:"memoryMiB"`
+	OverheadMiB    int64          `json:"overheadMiB"` // what limits.memory must hold beyond it (vm.md 2.5)
 	Started        *time.Time     `json:"started,omitempty"`
 	Boots          int            `json:"boots"`
 	GuestReboots   int            `json:"guestReboots"`
+	RebootLoop     bool           `json:"rebootLoop,omitempty"`
 	WatchdogFired  int            `json:"watchdogFired"`
 	AgentConnected bool           `json:"agentConnected"`
 	QEMU           int            `json:"qemuPID,omitempty"`
@@ -71,6 +74,7 @@ type statusView struct {
 	ConsoleDropped int64          `json:"consoleDroppedBytes"`
 	Warnings       []string       `json:"warnings,omitempty"`
 
+	Launcher     string             `json:"launcher"` // version of this program
 	AgentVersion string             `json:"agentVersion,omitempty"`
 	GuestOS      string             `json:"guestOS,omitempty"` // as the guest agent says it
 	Conditions   []status.Condition `json:"conditions"`
@@ -105,8 +109,9 @@ func (i *instance) view() statusView {
 	v := statusView{
 		Name: i.vm.ID, Namespace: i.vm.Namespace, State: s.State, Reason: s.Reason,
 		Accelerator: string(i.vm.CPU.Accelerator), VCPUs: i.vm.VCPUs, MemoryMiB: int64(i.vm.Memory.Guest),
-		Boots: s.Boots, GuestReboots: s.GuestReboots, WatchdogFired: s.WatchdogFired, AgentConnected: s.AgentConnected,
-		QEMU: i.mark.PID, Warnings: i.vm.Warnings, StartSeconds: map[string]any{},
+		OverheadMiB: int64(i.vm.Overhead), Launcher: cli.Version,
+		Boots: s.Boots, GuestReboots: s.GuestReboots, RebootLoop: s.RebootLoop, WatchdogFired: s.WatchdogFired,
+		AgentConnected: s.AgentConnected, QEMU: i.mark.PID, Warnings: i.vm.Warnings, StartSeconds: map[string]any{},
 	}
 	if !s.Started.IsZero() {
 		v.Started = &s.Started
@@ -134,6 +139,15 @@ func (i *instance) view() statusView {
 	return v
 }
 
+// statsView is what launcher ctl stats prints.
+type statsView struct {
+	virt.Stats
+	Container *containerView // nil: its cgroup cannot be read
+}
+
+// containerView is the memory of the container, in bytes.
+type containerView struct{ Limit, Usage, Headroom int64 }
+
 func (i *instance) stats(context.Context, url.Values) (control.Answer, error) {
 	d, err := i.machine.Domain()
 	if err != nil {
@@ -143,7 +157,11 @@ func (i *instance) stats(context.Context, url.Values) (control.Answer, error) {
 	if err != nil {
 		return control.Answer{}, err
 	}
-	return control.Of("", stats)
+	view := statsView{Stats: stats}
+	if c := cgroupMemory(); c.Limit > 0 {
+		view.Container = &containerView{Limit: c.Limit, Usage: c.Usage, Headroom: c.Limit - c.Usage}
+	}
+	return control.Of("", view)
 }
 
 func (i *instance) xml(context.Context, url.Values) (control.Answer, error) {

@@ -20,6 +20,8 @@ type Condition struct {
 type Facts struct {
 	State          api.State
 	Reason         string // why it is paused
+	Accelerator    api.Accelerator
+	RebootLoop     bool
 	AgentConnected bool
 	AgentVersion   string
 	IOErrors       map[string]int // by disk
@@ -33,7 +35,7 @@ func Conditions(f Facts) []Condition {
 	list := []Condition{
 		{Type: api.ConditionAgentConnected, Status: word(f.AgentConnected), Message: f.AgentVersion},
 		diskError(f),
-		{Type: api.ConditionGuestRunning, Status: word(f.State == api.StateRunning), Reason: pascal(string(f.State))},
+		guestRunning(f),
 		{Type: api.ConditionPaused, Status: word(f.State == api.StatePaused), Reason: pascal(f.Reason)},
 		{Type: api.ConditionStateEphemeral, Status: word(f.NeedsState && !f.StateMounted)},
 	}
@@ -41,6 +43,21 @@ func Conditions(f Facts) []Condition {
 		list[4].Message = "nothing is mounted at " + api.PathState + ": firmware variables and TPM end with the Pod"
 	}
 	return list
+}
+
+// guestRunning also carries what is wrong with a guest that runs: there is no condition of its own for that.
+func guestRunning(f Facts) Condition {
+	c := Condition{Type: api.ConditionGuestRunning, Status: word(f.State == api.StateRunning), Reason: pascal(string(f.State))}
+	var notes []string
+	if f.RebootLoop {
+		c.Reason = "RebootLoop"
+		notes = append(notes, "the guest reboots again and again")
+	}
+	if f.Accelerator == api.AcceleratorTCG {
+		notes = append(notes, "emulated without KVM (accelerator tcg): many times slower")
+	}
+	c.Message = strings.Join(notes, "; ")
+	return c
 }
 
 func diskError(f Facts) Condition {
