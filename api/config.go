@@ -31,6 +31,8 @@ type Config struct {
 	StartupTaint   bool          // nodes.startup-taint
 	MinWrite       time.Duration // nodes.min-write-interval
 	VsockCIDBase   uint32        // devices.vsock-cid-base
+	MdevOff        bool          // devices.mdev: off
+	UnsafeIRQs     bool          // devices.unsafe-interrupts: allow
 	StoragePools   string        // storage.pools, YAML; read by the CSI driver
 	DefaultClass   string        // storage.default-class
 }

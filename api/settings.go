@@ -160,6 +160,7 @@ func newConfig(data map[string]string) Config {
 		},
 		DeviceCapacity: map[string]int{}, StartupTaint: data["nodes.startup-taint"] == "on",
 		MinWrite: toDuration(data["nodes.min-write-interval"]), VsockCIDBase: uint32(number("devices.vsock-cid-base")),
+		MdevOff: data["devices.mdev"] == "off", UnsafeIRQs: data["devices.unsafe-interrupts"] == "allow",
 		StoragePools: data["storage.pools"], DefaultClass: data["storage.default-class"],
 	}
 	for _, binding := range items(data["network.allowed-bindings"]) {

@@ -86,13 +86,13 @@ func nodeSettings() []Setting {
 func deviceSettings() []Setting {
 	const group = "Devices"
 	rows := []Setting{
-		{Key: "device.NAME", Group: group, Value: text(MaxText).later(""), InForce: live, Meaning: "one class of PCI or character devices"},
-		{Key: "vgpu.NAME", Group: group, Value: text(MaxText).later(""), InForce: live, Meaning: "one class of mediated devices"},
+		{Key: "device.NAME", Group: group, Value: text(MaxText), InForce: live, Meaning: "one class of PCI or character devices"},
+		{Key: "vgpu.NAME", Group: group, Value: text(MaxText), InForce: live, Meaning: "one class of mediated devices"},
 		{Key: "usb.NAME", Group: group, Value: text(MaxText).later(""), InForce: live, Meaning: "one class of USB devices"},
 		{Key: "devices.vsock-cid-base", Group: group, Value: integer(3, 1<<31), Default: "65536", InForce: newPods, Meaning: "first CID"},
-		{Key: "devices.mdev", Group: group, Value: onOff().later("on"), Default: "`on`", InForce: live,
+		{Key: "devices.mdev", Group: group, Value: onOff(), Default: "`on`", InForce: live,
 			Meaning: "`off`: no mediated device is made or removed"},
-		{Key: "devices.unsafe-interrupts", Group: group, Value: word("forbid allow").later("forbid"), Default: "`forbid`", InForce: live,
+		{Key: "devices.unsafe-interrupts", Group: group, Value: word("forbid allow"), Default: "`forbid`", InForce: live,
 			Meaning: "pass-through without interrupt remapping"},
 		{Key: "devices.tdx-quote-socket", Group: group, Value: pattern(absolutePath, "not an absolute path").later(""), Default: "none",
 			InForce: newPods,

@@ -88,10 +88,11 @@ func readPCI(fsys FS, address string) PCIDevice {
 	d.PF = r.link("physfn")
 	d.TotalVFs = r.number("sriov_totalvfs", 0)
 	for i := range r.number("sriov_numvfs", 0) {
-		if i == maxListed {
-			break
+		vf := r.link("virtfn" + strconv.Itoa(i))
+		if vf == "" {
+			break // they are being made, or the number is none
 		}
-		d.VFs = append(d.VFs, r.link("virtfn"+strconv.Itoa(i)))
+		d.VFs = append(d.VFs, vf)
 	}
 	_, err := fs.Stat(fsys, path.Join(r.dir, "reset"))
 	d.Resettable = err == nil
@@ -130,9 +131,10 @@ func IOMMU(fsys FS) (works, remaps bool) {
 	return len(units) > 0 && len(groups) > 0, strings.Contains(interrupts, " IR-")
 }
 
-// GroupMembers returns the addresses of the devices of an IOMMU group, sorted.
-func GroupMembers(fsys FS, group int) ([]string, error) {
-	return entries(fsys, path.Join(groupsDir, strconv.Itoa(group), "devices"))
+// Carrier says whether a network interface is up and has a link. The kernel refuses to say it of one that is down.
+func Carrier(fsys FS, name string) bool {
+	text, err := attribute(fsys, path.Join("sys/class/net", name, "carrier"))
+	return err == nil && text == "1"
 }
 
 // HasDriver says whether a PCI driver is loaded.
