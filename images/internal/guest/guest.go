@@ -29,29 +29,34 @@ type Builder struct {
 // Build returns the path of the guest's qcow2 image, made where the cache has none of this recipe.
 func (b *Builder) Build(ctx context.Context, name string) (string, error) {
 	builders := map[string]struct {
-		build func(context.Context, string) error
-		roots []rootfs.Recipe
+		build   func(context.Context, string) error
+		roots   []rootfs.Recipe
+		sources []string
 	}{
-		"guest-tiny":   {b.tiny, []rootfs.Recipe{tinyRoot()}},
-		"guest-debian": {b.debian, []rootfs.Recipe{tinyRoot(), b.debianRoot()}},
+		"guest-tiny":     {b.tiny, []rootfs.Recipe{tinyRoot()}, []string{"tiny"}},
+		"guest-hardware": {b.hardware, []rootfs.Recipe{hardwareRoot()}, []string{"tiny", "hardware"}},
+		"guest-debian":   {b.debian, []rootfs.Recipe{tinyRoot(), b.debianRoot()}, []string{"debian"}},
 	}
 	builder, ok := builders[name]
 	if !ok {
 		return "", fmt.Errorf("%s: %w", name, ErrUnknown)
 	}
-	key, err := b.key(name, builder.roots)
+	key, err := b.key(builder.sources, builder.roots)
 	if err != nil {
 		return "", err
 	}
 	return b.Roots.Store.Ensure(ctx, store.Artefact{Base: name, Key: key, Ext: ".qcow2"}, builder.build)
 }
 
-func (b *Builder) key(name string, roots []rootfs.Recipe) (string, error) {
-	sources, err := store.SumTree(b.source(strings.TrimPrefix(name, "guest-")))
-	if err != nil {
-		return "", err
+func (b *Builder) key(sources []string, roots []rootfs.Recipe) (string, error) {
+	ingredients := []any{revision}
+	for _, name := range sources {
+		sum, err := store.SumTree(b.source(name))
+		if err != nil {
+			return "", err
+		}
+		ingredients = append(ingredients, sum)
 	}
-	ingredients := []any{revision, sources}
 	for _, root := range roots {
 		key, err := root.Key()
 		if err != nil {

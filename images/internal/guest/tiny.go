@@ -7,6 +7,7 @@ import (
 
 	"podvirt.dev/images/internal/disk"
 	"podvirt.dev/images/internal/gobuild"
+	"podvirt.dev/images/internal/recipe"
 	"podvirt.dev/images/internal/rootfs"
 	"podvirt.dev/internal/initramfs"
 )
@@ -18,9 +19,26 @@ func tinyRoot() rootfs.Recipe {
 	}
 }
 
-// tiny makes a guest that is a kernel and an initramfs, both on the EFI system partition.
+// hardwareRoot has Debian's full kernel: the one for clouds drives few devices.
+func hardwareRoot() rootfs.Recipe { return *recipe.Kernel().Root }
+
 func (b *Builder) tiny(ctx context.Context, target string) error {
-	root, err := b.Roots.Unpack(ctx, tinyRoot())
+	return b.small(ctx, target, small{tinyRoot(), "tiny"})
+}
+
+// hardware is the tiny guest with drivers for every device that a VM can be given.
+func (b *Builder) hardware(ctx context.Context, target string) error {
+	return b.small(ctx, target, small{hardwareRoot(), "hardware"})
+}
+
+// small describes a guest that is a kernel and an initramfs, both on the EFI system partition.
+type small struct {
+	root    rootfs.Recipe
+	modules string // folder with the lists of modules
+}
+
+func (b *Builder) small(ctx context.Context, target string, s small) error {
+	root, err := b.Roots.Unpack(ctx, s.root)
 	if err != nil {
 		return err
 	}
@@ -35,7 +53,7 @@ func (b *Builder) tiny(ctx context.Context, target string) error {
 			func() error { return addBusybox(ctx, w, filepath.Join(root, "usr", "bin", "busybox")) },
 			func() error { return addTree(w, b.source("tiny", "root")) },
 			func() error {
-				return addModules(w, moduleDir(root, release), b.source("tiny", "modules"), b.source("tiny", "modules.later"))
+				return addModules(w, moduleDir(root, release), b.source(s.modules, "modules"), b.source(s.modules, "modules.later"))
 			},
 			func() error { return b.addGuestd(ctx, w) },
 		}

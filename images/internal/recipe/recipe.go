@@ -69,6 +69,7 @@ func All() []Image {
 		static("pause", File{Path: "/usr/bin/pause", Program: &Program{Package: "./test/programs/pause"}}),
 		tools(),
 		guest("guest-tiny"),
+		guest("guest-hardware"),
 		guest("guest-debian"),
 	}
 }
