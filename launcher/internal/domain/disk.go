@@ -36,8 +36,8 @@ func (b *builder) disk(index int, d Disk) (libvirtxml.DomainDisk, error) {
 		disk.Source = nil // an empty drive
 	}
 	b.chain(&disk, d)
-	if bus == "virtio" {
-		disk.Model, disk.Address = modern, b.address(diskKey(o.Name))
+	if err := b.place(&disk, o); err != nil {
+		return disk, err
 	}
 	if order := b.bootOrder("disk", o.Name); order > 0 {
 		disk.Boot = &libvirtxml.DomainDeviceBoot{Order: order}
@@ -61,6 +61,27 @@ func (b *builder) disk(index int, d Disk) (libvirtxml.DomainDisk, error) {
 		disk.Target.Tray = "open"
 	}
 	return disk, nil
+}
+
+// place says where on its bus the guest finds the disk.
+func (b *builder) place(disk *libvirtxml.DomainDisk, o api.Disk) error {
+	switch o.Bus {
+	case "virtio":
+		disk.Model, disk.Address = modern, b.address(diskKey(o.Name))
+	case "scsi":
+		if o.Name == SeedDisk {
+			disk.Address = drive(0, 1) // disks are unit 0 of their targets
+		} else if place, known := b.host.Addresses[scsiKey(o.Name)]; known {
+			disk.Address = drive(place.Slot, 0)
+		}
+	case "sata":
+		port := b.sataPort(o.Name)
+		if port >= sataPorts {
+			return fmt.Errorf("%w: disk.%s: the SATA controller has %d ports; use bus=scsi", ErrUnsupported, o.Name, sataPorts)
+		}
+		disk.Address = drive(0, port)
+	}
+	return nil
 }
 
 // chain writes the layers out to the last one, so that QEMU follows no file name that stands inside an image.
@@ -177,7 +198,7 @@ func Serial(o api.Disk) string {
 		return o.Serial
 	}
 	limit := 36
-	if o.Bus == "virtio" {
+	if o.Bus == "virtio" || o.Bus == "sata" { // virtio 1.3, 5.2.6.1; ATA8-ACS 7.16.7.4
 		limit = 20
 	}
 	if len(o.Name) <= limit {

@@ -47,8 +47,12 @@ const (
 // SeedDisk is the name of the seed among the disks of a Host. No annotation can give it to a disk, for its underscore.
 const SeedDisk = "cloud_init"
 
+// scsiPrefix begins the keys of SCSI targets, which are the slots of their places.
+const scsiPrefix = "scsi-target."
+
 func diskKey(name string) string { return "disk." + name }
 func nicKey(name string) string  { return "nic." + name }
+func scsiKey(name string) string { return scsiPrefix + name }
 
 // Place is a slot and function on PCI bus 0.
 type Place struct {
@@ -69,47 +73,78 @@ func fixedPlaces() Layout {
 	}
 }
 
-// NewLayout gives every virtio disk and NIC of the VM its place. Those in known keep theirs, a place that an option pci
-// asks for comes next, and the others get a place drawn from their name, the next free one where it is taken: without
-// known the layout is a function of the names alone.
+// room is where devices of one kind can be placed.
+type room struct {
+	first, slots, functions uint
+	full                    string // what a device is told for which there is no place
+}
+
+func pciRoom() room {
+	return room{firstFree, lastFree - firstFree + 1, 8, "no PCI slot is free; use bus=scsi"}
+}
+
+// scsiRoom are the targets of the virtio SCSI controller, whose addresses have a byte for them (virtio 1.3, 5.6.6.1).
+func scsiRoom() room {
+	return room{0, 256, 1, "the SCSI controller has 256 targets, and all are taken"}
+}
+
+// NewLayout gives every virtio disk and NIC of the VM its place on the PCI bus, and every SCSI disk its target. Those in
+// known keep theirs, a place that an option pci asks for comes next, and the others get a place drawn from their name, the
+// next free one where it is taken: without known the layout is a function of the names alone.
 func NewLayout(vm api.Machine, known Layout) (Layout, error) {
 	layout := fixedPlaces()
 	taken := map[Place]string{}
 	for key, place := range layout {
 		taken[place] = key
 	}
-	var drawn []string
-	for _, d := range wanted(vm) {
+	if err := layout.place(wanted(vm), known, taken, pciRoom()); err != nil {
+		return nil, err
+	}
+	return layout, layout.place(wantedTargets(vm), known, map[Place]string{}, scsiRoom())
+}
+
+// place adds devices to the layout. taken are the places in the room that are somebody's, with their holders.
+func (l Layout) place(devices []wantedPlace, known Layout, taken map[Place]string, in room) error {
+	var drawn []wantedPlace
+	for _, d := range devices {
 		place, fixed := known[d.key]
 		if d.pci != "" {
 			if _, err := fmt.Sscanf(d.pci, "0000:00:%x.%x", &place.Slot, &place.Function); err != nil {
-				return nil, fmt.Errorf("podvirt.dev/%s: pci=%s: not on bus 00", d.key, d.pci)
+				return fmt.Errorf("podvirt.dev/%s: pci=%s: not on bus 00", d.key, d.pci)
 			}
 			fixed = true
 		}
 		if !fixed || taken[place] == d.key {
-			drawn = append(drawn, d.key)
+			drawn = append(drawn, d)
 			continue
 		}
 		if holder := taken[place]; holder != "" {
-			return nil, fmt.Errorf("podvirt.dev/%s: pci=%s: taken by %s", d.key, place, holder)
+			return fmt.Errorf("podvirt.dev/%s: pci=%s: taken by %s", d.key, place, holder)
 		}
-		layout[d.key], taken[place] = place, d.key
+		l[d.key], taken[place] = place, d.key
 	}
-	for _, key := range drawn {
-		if _, has := layout[key]; has {
+	for _, d := range drawn {
+		if _, has := l[d.key]; has {
 			continue
 		}
-		place, free := draw(key, taken)
+		place, free := in.draw(d.key, taken)
 		if !free {
-			return nil, fmt.Errorf("podvirt.dev/%s: no PCI slot is free; use bus=scsi", key)
+			return fmt.Errorf("podvirt.dev/%s: %s", d.annotation(), in.full)
 		}
-		layout[key], taken[place] = place, key
+		l[d.key], taken[place] = place, d.key
 	}
-	return layout, nil
+	return nil
 }
 
 type wantedPlace struct{ key, pci string }
+
+// annotation names the device for people.
+func (w wantedPlace) annotation() string {
+	if name, found := strings.CutPrefix(w.key, scsiPrefix); found {
+		return diskKey(name)
+	}
+	return w.key
+}
 
 // wanted lists the devices that need a place, sorted, the asked-for places first.
 func wanted(vm api.Machine) []wantedPlace {
@@ -133,15 +168,26 @@ func wanted(vm api.Machine) []wantedPlace {
 	return list
 }
 
+// wantedTargets lists the disks on the SCSI bus, sorted.
+func wantedTargets(vm api.Machine) []wantedPlace {
+	var list []wantedPlace
+	for _, d := range vm.Disks {
+		if d.Bus == "scsi" {
+			list = append(list, wantedPlace{key: scsiKey(d.Name)})
+		}
+	}
+	slices.SortFunc(list, func(a, b wantedPlace) int { return strings.Compare(a.key, b.key) })
+	return list
+}
+
 // draw takes function 0 of every slot before it takes a function above.
-func draw(key string, taken map[Place]string) (Place, bool) {
-	const slots = lastFree - firstFree + 1
+func (r room) draw(key string, taken map[Place]string) (Place, bool) {
 	hash := fnv.New32a()
 	_, _ = hash.Write([]byte(key))
-	start := uint(hash.Sum32() % slots)
-	for function := range uint(8) {
-		for i := range uint(slots) {
-			place := Place{Slot: firstFree + (start+i)%slots, Function: function}
+	start := uint(hash.Sum32()) % r.slots
+	for function := range r.functions {
+		for i := range r.slots {
+			place := Place{Slot: r.first + (start+i)%r.slots, Function: function}
 			if taken[place] == "" {
 				return place, true
 			}
@@ -163,6 +209,31 @@ func (b *builder) address(key string) *libvirtxml.DomainAddress {
 		pci.MultiFunction = "on"
 	}
 	return &libvirtxml.DomainAddress{PCI: pci}
+}
+
+// drive is the place of a disk on the first controller of its bus. libvirt would count over all disks, whatever their
+// bus, and add controllers of its own for what it takes to be the seventh on SATA and the eighth on SCSI.
+func drive(target, unit uint) *libvirtxml.DomainAddress {
+	return &libvirtxml.DomainAddress{Drive: &libvirtxml.DomainAddressDrive{
+		Controller: new(uint(0)), Bus: new(uint(0)), Target: new(target), Unit: new(unit),
+	}}
+}
+
+// sataPorts is how many disks the chipset's AHCI controller takes.
+const sataPorts = 6
+
+// sataPort counts the SATA disks before one.
+func (b *builder) sataPort(name string) uint {
+	port := uint(0)
+	for _, d := range b.host.Disks {
+		if d.Options.Name == name {
+			break
+		}
+		if d.Options.Bus == "sata" {
+			port++
+		}
+	}
+	return port
 }
 
 // shared says whether more than one device sits in a slot.

@@ -74,6 +74,51 @@ func TestLayoutLimits(t *testing.T) {
 	}
 }
 
+// TestSCSITargets: every disk has its own, the same whoever else is there, and the last is refused by name.
+func TestSCSITargets(t *testing.T) {
+	m := api.Machine{}
+	for i := range 257 {
+		m.Disks = append(m.Disks, api.Disk{Name: fmt.Sprintf("d%03d", i), Bus: "scsi"})
+	}
+	if _, err := NewLayout(m, nil); err == nil || !strings.HasPrefix(err.Error(), "podvirt.dev/disk.d256: the SCSI controller has 256 targets") {
+		t.Errorf("257 disks: %v", err)
+	}
+	m.Disks = m.Disks[:256]
+	all, err := NewLayout(m, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	targets := map[uint]bool{}
+	for _, d := range m.Disks {
+		targets[all[scsiKey(d.Name)].Slot] = true
+	}
+	if len(targets) != 256 {
+		t.Errorf("256 disks have %d targets", len(targets))
+	}
+	m.Disks = m.Disks[3:4]
+	alone, err := NewLayout(m, all)
+	if err != nil || alone["scsi-target.d003"] != all["scsi-target.d003"] {
+		t.Errorf("%v, %v; want target %v", alone, err, all["scsi-target.d003"])
+	}
+}
+
+// TestSATAPorts: the chipset has six.
+func TestSATAPorts(t *testing.T) {
+	var host Host
+	for i := range 7 {
+		host.Disks = append(host.Disks, Disk{Options: api.Disk{Name: fmt.Sprintf("d%d", i), Bus: "sata"}, Format: "raw", Source: "/d"})
+	}
+	want := "not in this launcher image: disk.d6: the SATA controller has 6 ports; use bus=scsi"
+	if _, err := Build(api.Machine{}, host); err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+	host.Disks = host.Disks[:6]
+	d, err := Build(api.Machine{}, host)
+	if err != nil || *d.Devices.Disks[5].Address.Drive.Unit != 5 {
+		t.Errorf("the sixth disk: %v", err)
+	}
+}
+
 func TestAskedPlaces(t *testing.T) {
 	m := machineWith("a", "b")
 	m.Disks[1].PCI = "0000:00:14.0"
@@ -96,6 +141,7 @@ func TestSerial(t *testing.T) {
 	}{
 		{api.Disk{Name: "root", Bus: "virtio"}, "root"},
 		{api.Disk{Name: "root", Bus: "virtio", Serial: "S1"}, "S1"},
+		{api.Disk{Name: strings.Repeat("x", 21), Bus: "sata"}, strings.Repeat("x", 11) + "-7799e514"},
 		{api.Disk{Name: long, Bus: "scsi"}, strings.Repeat("x", 27) + "-" + "d5d4cd07"},
 	} {
 		got := Serial(test.disk)
