@@ -147,8 +147,7 @@ func TestErrorTexts(t *testing.T) {
 		{"not UTF-8 and quotes", map[string]string{KeyHostname: "a\xff\"b"}, []string{
 			`podvirt.dev/hostname: "a\xff\"b": not a DNS label; example: db1`,
 		}},
-		{"legal, but not yet", map[string]string{KeyTPM: "2.0", KeyHugepages: "1Gi", KeySound: "off"}, []string{
-			`podvirt.dev/hugepages: "1Gi": not supported by this version`,
+		{"legal, but not yet", map[string]string{KeyTPM: "2.0", KeySound: "off"}, []string{
 			`podvirt.dev/tpm: "2.0": not supported by this version`,
 		}},
 		{"option twice", map[string]string{KeyCPUTopology: "cores=1,cores=2"}, []string{

@@ -2,7 +2,6 @@ package api
 
 import (
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -26,6 +25,7 @@ func Resolve(pod Pod, config Config) (Machine, Errors) {
 	r.lifecycle()
 	r.guest()
 	r.memory()
+	r.numa()
 	r.m.BootOrder = r.bootOrder()
 	return r.m, p.errs.sorted()
 }
@@ -92,9 +92,6 @@ func (r *resolver) cpu() {
 	r.m.VCPUs = cpu.Topology.VCPUs()
 	if cpu.Max == 0 {
 		cpu.Max = r.m.VCPUs
-	}
-	if cpu.NUMA.Policy == "" {
-		cpu.NUMA.Policy = NUMANone
 	}
 }
 
@@ -205,58 +202,6 @@ func (r *resolver) guest() {
 	}
 	if g.InstanceID == "" {
 		g.InstanceID = r.pod.Namespace + "/" + r.m.ID
-	}
-}
-
-func (r *resolver) memory() {
-	m := &r.m
-	if m.Memory.Hugepages != "" || len(r.pod.Limits.Hugepages) > 0 {
-		r.hugepages()
-	}
-	f := r.footprint()
-	limit := MiB(r.pod.Limits.Memory >> 20)
-	switch {
-	case m.Memory.Guest > 0:
-		f.Guest = m.Memory.Guest
-	case m.HugepagesBacked:
-	case limit > 0:
-		m.Memory.Guest = f.Fit(limit)
-		f.Guest = m.Memory.Guest
-		if m.Memory.Guest < MinMemory {
-			f.Guest = 0
-			r.fail("memory", fmt.Sprintf("%s: limits.memory %s less %s overhead leaves less than 16Mi for the guest",
-				KeyMemory, showBytes(r.pod.Limits.Memory), showMiB(f.Overhead())))
-		}
-	case r.values["memory"] == nil && r.pod.Annotations[KeyMemory] == "":
-		r.fail("memory", KeyMemory+": not set, and container vm has no memory limit to take it from")
-	}
-	m.Overhead = f.Overhead()
-	need := m.Overhead
-	if !m.HugepagesBacked {
-		need += m.Memory.Guest
-	}
-	if r.word("memory") != "" && limit > 0 && need > limit && !m.HugepagesBacked {
-		r.value("memory", r.word("memory"), fmt.Sprintf(
-			"%s + %s overhead = %s exceeds limits.memory %s: raise the limit to %s or lower memory to %s",
-			showMiB(m.Memory.Guest), showMiB(m.Overhead), inMiB(need), showBytes(r.pod.Limits.Memory),
-			inMiB(need), inMiB(max(0, limit-m.Overhead))))
-	}
-}
-
-// MinMemory is the least that a guest is given (VM-040).
-const MinMemory MiB = 16
-
-// hugepages takes guest memory from a limit of huge pages. This version does not back memory with them, so a Pod that
-// asks for them is told.
-func (r *resolver) hugepages() {
-	sizes := make([]string, 0, len(r.pod.Limits.Hugepages))
-	for size := range r.pod.Limits.Hugepages {
-		sizes = append(sizes, size)
-	}
-	slices.Sort(sizes)
-	if len(sizes) > 0 && r.pod.Annotations[KeyHugepages] == "" {
-		r.fail("hugepages", fmt.Sprintf("%s: limits.hugepages-%s: %s", KeyHugepages, sizes[0], NotYet))
-		r.m.HugepagesBacked = true
 	}
 }
 

@@ -132,7 +132,7 @@ func cpuRows() []Annotation {
 		},
 		{
 			Key: "numa", Group: group, Change: NewPod, Readers: []Program{Scheduler},
-			Value:   integer(1, 64).wrong("not one of none, single, mirror and no number of cells; example: 2").or("none single mirror").later("none"),
+			Value:   integer(1, 64).wrong("not one of none, single, mirror and no number of cells; example: 2").or("none single mirror").notNow("mirror"),
 			Default: "`single` with hugepages or dedicated CPUs where it fits a cell, else `none`",
 			Meaning: "one host cell; guest cells copy the host cells used; exactly N cells of equal share",
 		},
@@ -171,7 +171,7 @@ func memoryRows() []Annotation {
 		},
 		{
 			Key: "hugepages", Group: group, Change: NewPod, Readers: []Program{Scheduler},
-			Value:   word("2Mi 1Gi 64Ki 512Mi 16Gi 1Mi 32Mi").later(""),
+			Value:   word("2Mi 1Gi 64Ki 512Mi 16Gi 1Mi 32Mi"),
 			Default: "from `limits.hugepages-*`",
 			Meaning: "back guest memory with huge pages",
 		},

@@ -196,7 +196,7 @@ func writtenRows() []Annotation {
 	}
 	json := pattern(jsonPattern, "not JSON")
 	return []Annotation{
-		note("numa-cell", pattern(cellListPattern, "not a list of cells; example: 0,1").later(""), Scheduler,
+		note("numa-cell", pattern(cellListPattern, "not a list of cells; example: 0,1"), Scheduler,
 			"host cell per guest cell", Scheduler, DevicePlugin),
 		note("tsc-hz", pattern(`[1-9][0-9]{0,14}`, "not a whole number of Hz").later(""), Scheduler, "TSC frequency kept for this VM", Scheduler),
 		note("migration-cpu", json.later(""), Controller, "CPU the source's guest has", Scheduler),

@@ -119,6 +119,7 @@ type NUMAPolicy string
 
 // The NUMA policies.
 const (
+	NUMAAuto   NUMAPolicy = "auto" // one cell where that suffices, else the fewest; only what is not written is that
 	NUMANone   NUMAPolicy = "none"
 	NUMASingle NUMAPolicy = "single"
 	NUMAMirror NUMAPolicy = "mirror"

@@ -145,9 +145,9 @@ func defaultVM() []runtime.Object {
 func grammarOfSizes() []admissionv1.Variable {
 	return []admissionv1.Variable{
 		{Name: "good", Expression: fmt.Sprintf(`variables.a.transformList(k, v, k in [%s, %s] ? v.matches(%s) :
-  (k in [%s, %s, %s, %s] || k.matches(r'^podvirt\.dev/(?:disk|nic)\.')) && (v.trim() == "" || v.matches(%s)), k)`,
+  (k in [%s, %s, %s, %s, %s, %s] || k.matches(r'^podvirt\.dev/(?:disk|nic)\.')) && (v.trim() == "" || v.matches(%s)), k)`,
 			str(api.KeyMemory), str(api.KeyMemoryOverhead), re(api.QuantityPattern), str(api.KeyCPUTopology), str(api.KeyVideo), str(api.KeyKernel),
-			str(api.KeyAccelerator), re(api.ItemsPattern))},
+			str(api.KeyAccelerator), str(api.KeyHugepages), str(api.KeyNUMA), re(api.ItemsPattern))},
 		{Name: "word", Expression: `variables.a.transformMap(k, v, k in variables.good, v)`},
 		{Name: "mainWord", Expression: `variables.a.transformMap(k, v, k in variables.good, v.split(",")[0].trim())`},
 		{Name: "pairs", Expression: fmt.Sprintf(`variables.a.transformMap(k, v, k in variables.good, v.findAll(r'%s').map(i, i.trim())
@@ -186,9 +186,14 @@ func podFields() admissionv1.Mutation {
 	grace := fmt.Sprintf(`(variables.grace == %d && !%s ? %d : variables.grace)`, api.KubernetesGracePeriod, explicit, api.DefaultGracePeriod)
 	timeout := fmt.Sprintf(`[%s - %d].map(s, s < 1 ? 1 : s).map(s, "timeout=" + string(s) + "s")[0]`, grace, api.ShutdownMarginOfGrace)
 	shutdown := str(api.KeyShutdown)
+	// What binds guest memory to a cell needs the profile that lets it.
+	bound := fmt.Sprintf(`(variables.page != "" || !(%s in ["", "none"]))`, good(api.KeyNUMA))
 	return mutation(
 		annotation(`true`, api.KeyVM, `object.metadata.labels["podvirt.dev/vm"]`),
 		annotation(`variables.owner == ["StatefulSet"]`, api.KeyIdentity, `"pod"`),
+		// The launcher sees no limit of huge pages unless the Pod shows it one.
+		annotation(`variables.page != ""`, api.KeyHugepages, `variables.page`),
+		annotation(`variables.page != "" && variables.guest > 0`, api.KeyMemory, `string(variables.guest) + "Mi"`),
 		annotation(`true`, api.KeyShutdown, `"agent+acpi," + `+timeout),
 		add(shutdown+` in variables.a && variables.a[`+shutdown+`] != "" && !`+explicit, `"/metadata/annotations/"
   + jsonpatch.escapeKey(`+shutdown+`)`,
@@ -198,7 +203,9 @@ func podFields() admissionv1.Mutation {
 		add(`object.spec.?schedulerName.orValue("default-scheduler") == "default-scheduler"`, `"/spec/schedulerName"`, str(api.SchedulerName)),
 		add(`object.spec.?enableServiceLinks.orValue(true)`, `"/spec/enableServiceLinks"`, `false`),
 		security("runAsNonRoot", "true"), security("runAsUser", fmt.Sprint(api.LauncherUID)), security("runAsGroup", fmt.Sprint(api.LauncherUID)),
-		security("fsGroup", fmt.Sprint(api.LauncherUID)), security("seccompProfile", `{"type": "RuntimeDefault"}`),
+		security("fsGroup", fmt.Sprint(api.LauncherUID)),
+		security("seccompProfile", bound+` ? {"type": "Localhost", "localhostProfile": `+str(api.LocalhostProfile)+`}
+  : {"type": "RuntimeDefault"}`),
 	)
 }
 
@@ -223,16 +230,19 @@ func resources() admissionv1.Mutation {
 		return add(fmt.Sprintf(`!(%s in %s) && (%s)`, str(name), current(field), condition),
 			at+fmt.Sprintf(` + "/resources/%s/" + jsonpatch.escapeKey(%s)`, field, str(name)), value)
 	}
+	const counted = `(variables.page == "" ? variables.guest : 0)` // guest memory in huge pages is not in limits.memory
 	automatic := fmt.Sprintf(`variables.guest > 0 && !("memory" in %s) && %s != "off"`, current("limits"), setting("memory.auto-limits", "on"))
-	memory := fmt.Sprintf(`string(variables.guest * 100 / int(%s) + (%s == "not-counted" ? 0 : variables.overhead)) + "Mi"`,
-		setting("memory.overcommit-percent", "100"), setting("memory.guest-overhead", "counted"))
+	memory := fmt.Sprintf(`string(%s * 100 / int(%s) + (%s == "not-counted" ? 0 : variables.overhead)) + "Mi"`,
+		counted, setting("memory.overcommit-percent", "100"), setting("memory.guest-overhead", "counted"))
 	cpu := fmt.Sprintf(`[int(%s)].map(r, string((variables.vcpus * 1000 + r - 1) / r) + "m")[0]`, setting("cpu.allocation-ratio", "10"))
 	return mutation(
 		add(`!has(variables.c.resources.limits)`, at+` + "/resources/limits"`, `{}`),
 		add(`!has(variables.c.resources.requests)`, at+` + "/resources/requests"`, `{}`),
-		set(automatic, "limits", "memory", `string(variables.guest + variables.overhead) + "Mi"`),
+		set(automatic, "limits", "memory", `string(`+counted+` + variables.overhead) + "Mi"`),
 		set(automatic, "requests", "memory", memory),
 		set(fmt.Sprintf(`!("cpu" in %s)`, current("limits")), "requests", "cpu", cpu),
+		add(`variables.page != "" && variables.guest > 0 && !("hugepages-" + variables.page in `+current("limits")+`)`,
+			at+` + "/resources/limits/hugepages-" + variables.page`, `string(variables.guest) + "Mi"`),
 		set(`!variables.tcg`, "limits", api.ResourceKVM, `"1"`),
 		set(`true`, "limits", api.ResourceTun, `"1"`),
 		// A cluster whose kernels have no vhost-net says so by a capacity of 0: its VMs run without, slower (DP-003).

@@ -50,8 +50,9 @@ func podRules() []admissionv1.Variable {
 		{Name: "pathRules", Expression: pathRules()},
 		{Name: "overhead", Expression: overhead(`variables.guest`, "10")},
 		{Name: "memoryRules", Expression: memoryRules()},
+		{Name: "numaRules", Expression: numaRules()},
 	}
-	parts := []string{"variables.fieldRules", "variables.pathRules", "variables.memoryRules"}
+	parts := []string{"variables.fieldRules", "variables.pathRules", "variables.memoryRules", "variables.numaRules"}
 	for _, g := range slices.Concat(split("podDiskRules", podDiskRules(), 2, asIs), split("lifeRules", lifeRules(), 2, asIs)) {
 		variables = append(variables, admissionv1.Variable{Name: g.name, Expression: g.expression})
 		parts = append(parts, "variables."+g.name)
@@ -194,23 +195,50 @@ func overhead(guest, tenths string) string {
 	return fmt.Sprintf(`((%s + (%s + 511) / 512) * (%s) + 9) / 10`, fixedOverhead(), guest, tenths)
 }
 
+// limitBytes is limits.memory of container vm in bytes.
+const limitBytes = `int(quantity(string(variables.limits["memory"])).asApproximateFloat())`
+
 func memoryRules() string {
-	huge := `variables.limits.transformList(k, v, k.startsWith("hugepages-"), k).sort()`
-	return fmt.Sprintf(`(%[1]s.size() > 0 && !("podvirt.dev/hugepages" in variables.a) ? ["podvirt.dev/hugepages: limits." + %[1]s[0] + ": "
-  + %[2]s] :
+	return fmt.Sprintf(`(variables.page != "" ? (%[1]s) :
   !("memory" in variables.limits) ? (!("podvirt.dev/memory" in variables.a)
   ? ["podvirt.dev/memory: not set, and container vm has no memory limit to take it from"] : []) :
-  %[3]s != "" ? (variables.guest + variables.overhead > variables.limit
-    ? [%[4]s + %[5]s + " + " + %[6]s + " overhead = " + string(variables.guest + variables.overhead) + "Mi exceeds limits.memory " + %[7]s
+  %[2]s != "" ? (variables.guest + variables.overhead > variables.limit
+    ? [%[3]s + %[4]s + " + " + %[5]s + " overhead = " + string(variables.guest + variables.overhead) + "Mi exceeds limits.memory " + %[6]s
   + ": raise the limit to "
       + string(variables.guest + variables.overhead) + "Mi or lower memory to " + string(variables.limit > variables.overhead
   ? variables.limit - variables.overhead : 0) + "Mi"] : []) :
-  %[8]s
-    ? ["podvirt.dev/memory: limits.memory " + %[7]s + " less " + %[9]s + " overhead leaves less than 16Mi for the guest"] : [])`,
-		huge, str(api.NotYet), good(api.KeyMemory), whole(api.KeyMemory), showMiB("variables.guest"), showMiB("variables.overhead"),
-		showBytes(`int(quantity(string(variables.limits["memory"])).asApproximateFloat())`),
-		`variables.limit - (`+fixedOverhead()+`) < `+fmt.Sprint(api.MinMemory+1),
-		showMiB(`variables.overhead`))
+  %[7]s
+    ? ["podvirt.dev/memory: limits.memory " + %[6]s + " less " + %[8]s + " overhead leaves less than 16Mi for the guest"] : [])`,
+		hugepageRules(), good(api.KeyMemory), whole(api.KeyMemory), showMiB("variables.guest"), showMiB("variables.overhead"),
+		showBytes(limitBytes), `variables.limit - (`+fixedOverhead()+`) < `+fmt.Sprint(api.MinMemory+1), showMiB(`variables.overhead`))
+}
+
+// hugepageRules are for a VM whose memory is huge pages.
+func hugepageRules() string {
+	line := func(text string) string { return str(api.KeyHugepages+": ") + " + " + text }
+	return fmt.Sprintf(`(variables.huge.size() > 1 ? [%[1]s + ": two page sizes requested"] : [])
+  + (variables.guest == 0 ? ["podvirt.dev/memory: not set, and container vm has no limit of hugepages-" + variables.page + " to take it from"] : [])
+  + (variables.guest %% variables.pageMiB != 0 ? [%[2]s + " is not a multiple of " + variables.page] :
+    variables.asked != 0 && variables.vm.size() > 0 && variables.pool != variables.asked * 1048576 ? [%[3]s + " is " + %[4]s + ", memory is " + %[5]s
+  + ": they must be equal"] : [])
+  + ("memory" in variables.limits && variables.limit > 0 && variables.overhead > variables.limit
+    ? [%[6]s + " overhead exceeds limits.memory " + %[7]s + ": raise the limit to " + string(variables.overhead) + "Mi"] : [])`,
+		line(`variables.huge.map(h, "limits.hugepages-" + h).join(", ")`), line(showMiB("variables.guest")),
+		line(`"limits.hugepages-" + variables.page`), showBytes("variables.pool"), showMiB("variables.asked"),
+		line(showMiB("variables.overhead")), showBytes(limitBytes))
+}
+
+// numaRules are about the division into cells and the profile that binding to a cell needs.
+func numaRules() string {
+	const profile = `[variables.vm.map(c, string(c.?securityContext.?seccompProfile.?type.orValue(""))).filter(p, p != "")
+  + [string(variables.spec.?securityContext.?seccompProfile.?type.orValue(""))]].map(l, l[0])[0]`
+	return fmt.Sprintf(`[%[1]s].filter(n, n != "" && n != "none").map(n,
+  (%[2]s == "RuntimeDefault" ? [%[3]s + "needs seccompProfile Localhost %[4]s; the Pod says RuntimeDefault"] : [])
+  + (!n.matches(r'^[0-9]+$') ? [] :
+    (variables.vcpus %% int(n) != 0 ? [%[3]s + string(variables.vcpus) + " vCPUs cannot be divided into " + string(int(n)) + " cells"] : [])
+    + ((variables.page != "" || variables.asked > 0) && variables.guest / (variables.page == "" ? 1 : variables.pageMiB) %% int(n) != 0
+  ? [%[3]s + %[5]s + " cannot be divided into " + string(int(n)) + " cells"] : []))).flatten()`,
+		good(api.KeyNUMA), profile, whole(api.KeyNUMA), api.LocalhostProfile, showMiB("variables.guest"))
 }
 
 func lifeRules() []string {
@@ -240,12 +268,33 @@ func lifeRules() []string {
 	}
 }
 
-// guestVariables are guest memory and memory limit in MiB.
+// guestVariables are guest memory and memory limit in MiB, and the huge pages behind guest memory: the sizes that
+// container vm has a limit of, the size that counts ("": none), the size in MiB, the limit in bytes.
 func guestVariables() []admissionv1.Variable {
+	sizes := make([]string, 0, len(pageSizes()))
+	for _, size := range pageSizes() {
+		sizes = append(sizes, fmt.Sprintf("%s: %d", str(size), api.PageMiB(size)))
+	}
 	return []admissionv1.Variable{
 		{Name: "limit", Expression: `variables.limits[?"memory"].optMap(m, int(quantity(string(m)).asApproximateFloat()) / 1048576).orValue(0)`},
-		{Name: "guest", Expression: fmt.Sprintf(`[%s].map(m, m == "" ? 0 : %s)[0]`, good(api.KeyMemory), mib("m"))},
+		{Name: "huge", Expression: `variables.limits.transformList(k, v, k.startsWith("hugepages-")
+  && quantity(string(v)).isGreaterThan(quantity("0")), k.substring(10)).sort()`},
+		{Name: "page", Expression: fmt.Sprintf(`%[1]s != "" ? %[1]s : variables.huge[?0].orValue("")`, good(api.KeyHugepages))},
+		{Name: "pageMiB", Expression: fmt.Sprintf(`{%s}[?variables.page].orValue(1)`, strings.Join(sizes, ", "))},
+		{Name: "pool", Expression: `variables.limits[?"hugepages-" + variables.page].optMap(v, int(quantity(string(v)).asApproximateFloat())).orValue(0)`},
+		{Name: "asked", Expression: fmt.Sprintf(`[%s].map(m, m == "" ? 0 : %s)[0]`, good(api.KeyMemory), mib("m"))},
+		{Name: "guest", Expression: `variables.asked > 0 ? variables.asked : variables.pool / 1048576`},
 	}
+}
+
+// pageSizes are the sizes of huge pages that an annotation may name.
+func pageSizes() []string {
+	for _, a := range api.Annotations() {
+		if api.Prefix+a.Key == api.KeyHugepages {
+			return a.Value.Words
+		}
+	}
+	return nil
 }
 
 // all joins variables of several steps in the order in which each may use those before it.

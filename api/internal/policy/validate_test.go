@@ -195,6 +195,8 @@ func TestPolicyAgreesOnRules(t *testing.T) {
 		{api.KeyKernel: "path=/abs", api.KeyKernelArgs: "quiet"}, {api.KeyKernel: "path=v", api.KeyVideo: "vram=32Mi"},
 		{"k8s.v1.cni.cncf.io/networks": "a,b@c"}, {"k8s.v1.cni.cncf.io/networks": `[{"name":"a"},{"name" : "b"}]`}, {"k8s.v1.cni.cncf.io/networks": " "},
 		{api.KeyDisk + "root": "iops=10,iops-read=5,bps-max=1Mi,iops-max-length=1s"}, {api.KeyMemory: "4850Mi", api.KeyVideo: "vga,vram=64Mi"},
+		{api.KeyHugepages: "2Mi"}, {api.KeyHugepages: "1Gi", api.KeyMemory: "500Mi"}, {api.KeyHugepages: "64Ki", api.KeyMemory: "1Gi"},
+		{api.KeyHugepages: "2Mi", api.KeyMemory: "1Gi", api.KeyNUMA: "3"}, {api.KeyNUMA: "single"}, {api.KeyNUMA: "2", api.KeyCPUTopology: "cores=5"},
 		{api.KeyHostname: strings.Repeat("x", 5000)}, {api.KeyMemory: "1Gi", "example.org/x": "\x00"},
 	} {
 		for name, change := range podChanges() {
@@ -232,6 +234,10 @@ func podChanges() map[string]func(*corev1.Pod) {
 		"sidecar": func(pod *corev1.Pod) {
 			pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Name: "s", Image: api.AliasImage,
 				Ports: []corev1.ContainerPort{{ContainerPort: 49153}, {ContainerPort: 80}}})
+		},
+		"other huge pages": func(pod *corev1.Pod) {
+			vm(pod).Resources.Limits["hugepages-2Mi"], vm(pod).Resources.Limits["hugepages-1Gi"] = resource.MustParse("3Mi"), resource.MustParse("1Gi")
+			pod.Spec.SecurityContext = &corev1.PodSecurityContext{SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}}
 		},
 		"huge pages": func(pod *corev1.Pod) { vm(pod).Resources.Limits["hugepages-2Mi"] = resource.MustParse("1Gi") },
 	}
