@@ -39,7 +39,10 @@ const (
 	maxWeight   = 10
 	maxAvoid    = time.Hour
 	minProgress = time.Second
-	scoreCPUFit = "cpuFit"
+
+	scoreCPUFit         = "cpuFit"
+	scoreCellPacking    = "cellPacking"
+	scoreKeepLargePages = "keepLargePages"
 )
 
 func defaultArgs() Args {
@@ -47,7 +50,7 @@ func defaultArgs() Args {
 		ConfigMap:    "podvirt-system/podvirt-config",
 		RequireFacts: true,
 		Score: map[string]int{
-			scoreCPUFit: 2, "cellPacking": 3, "keepLargePages": 2, "headRoom": 2, "growth": 1, "sourceLocality": 3,
+			scoreCPUFit: 2, scoreCellPacking: 3, scoreKeepLargePages: 2, "headRoom": 2, "growth": 1, "sourceLocality": 3,
 		},
 		AvoidAfterRefusal: 5 * time.Minute,
 		ProgressInterval:  10 * time.Second,

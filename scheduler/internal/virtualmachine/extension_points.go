@@ -5,7 +5,10 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	fwk "k8s.io/kube-scheduler/framework"
+
+	"podvirt.dev/api"
 )
 
 // requestState carries the request from PreFilter to the points behind it.
@@ -26,8 +29,9 @@ func getRequest(state fwk.CycleState) (*request, error) {
 	return got.request, nil
 }
 
-// PreFilter invoked at the prefilter extension point. A Pod without the VM label is skipped, and no other point is
-// called for it. What is wrong with a VM Pod itself is said once and whole; preemption could not help (SC-082).
+// PreFilter invoked at the prefilter extension point. A Pod without the VM label is skipped, and no other point but
+// Reserve and Bind is called for it. What is wrong with a VM Pod itself is said once and whole; preemption could not
+// help (SC-082).
 func (pl *Plugin) PreFilter(_ context.Context, state fwk.CycleState, pod *corev1.Pod, _ []fwk.NodeInfo) (*fwk.PreFilterResult, *fwk.Status) {
 	if !isVM(pod) {
 		return nil, fwk.NewStatus(fwk.Skip)
@@ -36,55 +40,119 @@ func (pl *Plugin) PreFilter(_ context.Context, state fwk.CycleState, pod *corev1
 	if err != nil {
 		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, err.Error())
 	}
+	if want.named() && !pl.fleet.get().offers(want.model) {
+		if near := pl.fleet.get().nearest(want.model); near != "" {
+			want.hint = "; nearest: " + near
+		}
+	}
 	state.Write(requestKey, requestState{want})
 	return nil, nil
 }
 
-// PreFilterExtensions returns nil: a request does not depend on other Pods.
+// PreFilterExtensions returns nil: Filter counts the Pods of the Node it is given, whoever has been added or removed.
 func (pl *Plugin) PreFilterExtensions() fwk.PreFilterExtensions { return nil }
 
-// Filter invoked at the filter extension point. Nothing that it refuses changes when Pods leave the node.
+// Filter invoked at the filter extension point. Of what it refuses, only a lack of pages can change when Pods leave the
+// Node (SC-060).
 func (pl *Plugin) Filter(_ context.Context, state fwk.CycleState, _ *corev1.Pod, info fwk.NodeInfo) *fwk.Status {
 	want, err := getRequest(state)
 	if err != nil {
 		return fwk.AsStatus(err)
 	}
 	node := info.Node()
-	if reasons := fits(want, pl.nodes.get(node), node.Status.NodeInfo.BootID, pl.args.RequireFacts); len(reasons) > 0 {
-		return fwk.NewStatus(fwk.UnschedulableAndUnresolvable, reasons...)
+	reasons := fits(want, pl.nodes.get(node), node.Status.NodeInfo.BootID, pl.args.RequireFacts)
+	code := fwk.UnschedulableAndUnresolvable
+	if len(reasons) == 0 && want.memory.placed() {
+		t := pl.cells.get(node)
+		reason, hopeless := fitsCells(want.memory, t, node.Status.NodeInfo.BootID, pl.freePages(t, want.memory.size, info))
+		if reason != "" {
+			reasons = append(reasons, reason)
+		}
+		if !hopeless {
+			code = fwk.Unschedulable
+		}
+	}
+	if len(reasons) > 0 {
+		return fwk.NewStatus(code, reasons...)
 	}
 	return nil
 }
 
-// Score invoked at the score extension point: the surplus of the node, which NormalizeScore turns around.
-func (pl *Plugin) Score(_ context.Context, state fwk.CycleState, pod *corev1.Pod, info fwk.NodeInfo) (int64, *fwk.Status) {
+// freePages is what VMs may take of each cell of a Node, nil where its cells are not known.
+func (pl *Plugin) freePages(t *topology, size string, info fwk.NodeInfo) []int64 {
+	if t == nil || t.err != nil {
+		return nil
+	}
+	now := info
+	if snapshot, err := pl.handle.SnapshotSharedLister().NodeInfos().Get(info.Node().Name); err == nil {
+		now = snapshot
+	}
+	return pl.ledger.freePages(t, size, now.GetPods(), info.GetPods())
+}
+
+// Reserve invoked at the reserve extension point: it chooses the cells and keeps them until the Pod says itself where it
+// is. Nothing is written.
+func (pl *Plugin) Reserve(_ context.Context, state fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {
 	if !isVM(pod) {
-		return 0, nil
+		return nil
 	}
 	want, err := getRequest(state)
 	if err != nil {
-		return 0, fwk.AsStatus(err)
+		return fwk.AsStatus(err)
 	}
-	return surplus(want, pl.nodes.get(info.Node())), nil
-}
-
-// ScoreExtensions returns the plugin itself.
-func (pl *Plugin) ScoreExtensions() fwk.ScoreExtensions { return pl }
-
-// NormalizeScore gives the least capable node that suffices the highest score (SC-077).
-func (pl *Plugin) NormalizeScore(_ context.Context, _ fwk.CycleState, _ *corev1.Pod, scores fwk.NodeScoreList) *fwk.Status {
-	if pl.args.Score[scoreCPUFit] == 0 {
-		for i := range scores {
-			scores[i].Score = fwk.MaxScore
-		}
+	if !want.memory.placed() {
 		return nil
 	}
-	normalize(scores)
+	info, err := pl.handle.SnapshotSharedLister().NodeInfos().Get(nodeName)
+	if err != nil {
+		return fwk.AsStatus(err)
+	}
+	t := pl.cells.get(info.Node())
+	free := pl.freePages(t, want.memory.size, info)
+	if reason, _ := fitsCells(want.memory, t, info.Node().Status.NodeInfo.BootID, free); reason != "" {
+		return fwk.NewStatus(fwk.Unschedulable, reason)
+	}
+	chosen := choose(want.memory, t, free)
+	ids := make([]int, len(chosen))
+	for at, i := range chosen {
+		ids[at] = t.cells[i].id
+	}
+	pl.ledger.take(pod.UID, ids)
+	return nil
+}
+
+// Unreserve invoked when the Pod was not bound after all.
+func (pl *Plugin) Unreserve(_ context.Context, _ fwk.CycleState, pod *corev1.Pod, _ string) {
+	if isVM(pod) {
+		pl.ledger.release(pod.UID)
+	}
+}
+
+// Bind invoked at the bind extension point. A Pod with cells learns them in the very call that binds it: the API server
+// copies the annotations of a Binding to its Pod (SC-048). All others are left to the next binder.
+func (pl *Plugin) Bind(ctx context.Context, _ fwk.CycleState, pod *corev1.Pod, nodeName string) *fwk.Status {
+	if !isVM(pod) {
+		return fwk.NewStatus(fwk.Skip)
+	}
+	cells := pl.ledger.of(pod.UID)
+	if cells == nil {
+		return fwk.NewStatus(fwk.Skip)
+	}
+	binding := &corev1.Binding{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID,
+			Annotations: map[string]string{api.KeyNUMACell: formatCells(cells)},
+		},
+		Target: corev1.ObjectReference{Kind: "Node", Name: nodeName},
+	}
+	if err := pl.handle.ClientSet().CoreV1().Pods(pod.Namespace).Bind(ctx, binding, metav1.CreateOptions{}); err != nil {
+		return fwk.AsStatus(err)
+	}
 	return nil
 }
 
 // SignPod lets Pods that Filter and Score cannot tell apart share one scheduling result. Without it the framework would
-// batch no Pod at all, ordinary ones included (SC-085). A VM with claims is placed for itself.
+// batch no Pod at all, ordinary ones included (SC-085). A VM with claims or cells is placed for itself.
 func (pl *Plugin) SignPod(_ context.Context, pod *corev1.Pod) ([]fwk.SignFragment, *fwk.Status) {
 	if !isVM(pod) {
 		return nil, nil
@@ -97,6 +165,9 @@ func (pl *Plugin) SignPod(_ context.Context, pod *corev1.Pod) ([]fwk.SignFragmen
 	want, err := newRequest(pod, pl.policy.get())
 	if err != nil {
 		return nil, fwk.NewStatus(fwk.Unschedulable, "its annotations are refused")
+	}
+	if want.memory.placed() {
+		return nil, fwk.NewStatus(fwk.Unschedulable, "VMs with NUMA cells are placed one by one")
 	}
 	return []fwk.SignFragment{{Key: "podvirt.dev/" + Name + ".request()", Value: want.signature()}}, nil
 }

@@ -31,7 +31,7 @@ func fits(want *request, have *facts, bootID string, requireFacts bool) []string
 		reasons = append(reasons, fmt.Sprintf("accelerator %s not usable", want.accelerator))
 	}
 	if want.named() && !have.models.Has(want.model) {
-		reasons = append(reasons, fmt.Sprintf("CPU model %s not usable", want.model))
+		reasons = append(reasons, fmt.Sprintf("CPU model %s not usable%s", want.model, want.hint))
 	}
 	for _, feature := range want.features {
 		reasons = append(reasons, againstFeature(feature, have)...)
@@ -51,4 +51,30 @@ func againstFeature(feature api.CPUFeature, have *facts) []string {
 		return []string{fmt.Sprintf("CPU feature %s forbidden but present", feature.Name)}
 	}
 	return nil
+}
+
+// fitsCells compares what a VM needs of NUMA cells with a Node whose free pages are given per cell. hopeless says that
+// the cells would not do if they were empty either.
+func fitsCells(want demand, have *topology, bootID string, free []int64) (reason string, hopeless bool) {
+	switch {
+	case have == nil || have.err != nil:
+		return reasonNoFacts, true
+	case have.boot != bootID:
+		return reasonStaleFacts, true
+	case choose(want, have, free) != nil:
+		return "", false
+	}
+	return reasonPages(want), choose(want, have, have.total(want.size)) == nil
+}
+
+func reasonPages(want demand) string {
+	text := fmt.Sprintf("not enough free %s pages", want.size)
+	switch want.policy {
+	case api.NUMASingle:
+		return fmt.Sprintf("%s in 1 NUMA cell(s): %d needed in one", text, want.pages)
+	case api.NUMACells:
+		return fmt.Sprintf("%s in %d NUMA cell(s): %d needed in each", text, want.cells, share(want.pages, want.cells, 0))
+	default:
+		return fmt.Sprintf("%s: %d needed", text, want.pages)
+	}
 }

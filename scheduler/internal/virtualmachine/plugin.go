@@ -1,8 +1,10 @@
 // Package virtualmachine is the scheduler plugin VirtualMachine: it places Pods with the label podvirt.dev/vm by what
-// their annotations ask of the node's hypervisor, and costs other Pods nothing (scheduling.md 2.6, 3.5).
+// their annotations ask of the node's hypervisor and of its NUMA cells, and costs other Pods nothing (scheduling.md 2.6,
+// 3.5).
 //
-// Decisions are pure: a Pod becomes a request (request.go), the annotation of a Node becomes facts (facts.go), and fits
-// compares the two (fit.go). The extension points only translate.
+// Decisions are pure: a Pod becomes a request (request.go), the annotations of a Node become facts (facts.go) and a
+// topology (topology.go); fits compares (fit.go) and choose finds cells (choose.go). The extension points only
+// translate. The one thing that is remembered between them is the cells of Pods that are being bound (ledger.go).
 package virtualmachine
 
 import (
@@ -17,8 +19,10 @@ import (
 var (
 	_ fwk.PreFilterPlugin   = (*Plugin)(nil)
 	_ fwk.FilterPlugin      = (*Plugin)(nil)
+	_ fwk.PreScorePlugin    = (*Plugin)(nil)
 	_ fwk.ScorePlugin       = (*Plugin)(nil)
-	_ fwk.ScoreExtensions   = (*Plugin)(nil)
+	_ fwk.ReservePlugin     = (*Plugin)(nil)
+	_ fwk.BindPlugin        = (*Plugin)(nil)
 	_ fwk.EnqueueExtensions = (*Plugin)(nil)
 	_ fwk.SignPlugin        = (*Plugin)(nil)
 )
@@ -32,30 +36,49 @@ const requestKey = fwk.StateKey("PreFilter" + Name)
 // Plugin places VM Pods.
 type Plugin struct {
 	args   Args
-	nodes  *catalog
+	handle fwk.Handle
+	nodes  *catalog[facts]
+	cells  *catalog[topology]
+	fleet  *fleetSource
+	ledger *ledger
 	policy *policySource
 }
 
-// New builds the plugin. It watches Nodes and the one ConfigMap of the arguments until ctx ends, and waits for neither:
-// until they have been seen, no node has facts and the policy is the built-in one.
+// New builds the plugin. It watches Nodes, Pods and the one ConfigMap of the arguments until ctx ends, and waits for
+// none: until they have been seen, no node has facts and the policy is the built-in one.
 func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin, error) {
 	args, err := decodeArgs(obj)
 	if err != nil {
 		return nil, fmt.Errorf("arguments of plugin %s: %w", Name, err)
 	}
-	pl := &Plugin{args: args, nodes: newCatalog(), policy: newPolicySource()}
-	informer := handle.SharedInformerFactory().Core().V1().Nodes().Informer()
-	if _, err := informer.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    pl.nodes.onUpdate,
-		UpdateFunc: func(_, obj any) { pl.nodes.onUpdate(obj) },
-		DeleteFunc: pl.nodes.onDelete,
-	}); err != nil {
-		return nil, fmt.Errorf("watching Nodes: %w", err)
+	pl := newPlugin(args, handle)
+	core := handle.SharedInformerFactory().Core().V1()
+	for _, follow := range []struct {
+		what    string
+		watch   cache.SharedIndexInformer
+		handler cache.ResourceEventHandler
+	}{
+		{"Nodes", core.Nodes().Informer(), pl.nodes.handler()},
+		{"Nodes", core.Nodes().Informer(), pl.cells.handler()},
+		{"Pods", core.Pods().Informer(), pl.ledger.handler()},
+	} {
+		if _, err := follow.watch.AddEventHandler(follow.handler); err != nil {
+			return nil, fmt.Errorf("watching %s: %w", follow.what, err)
+		}
 	}
-	if err := pl.policy.watch(ctx, handle.ClientSet(), args.configMap()); err != nil {
+	waiting := waitingPods{handle: handle, pods: core.Pods().Lister()}
+	if err := pl.policy.watch(ctx, handle.ClientSet(), args.configMap(), waiting.activate); err != nil {
 		return nil, err
 	}
 	return pl, nil
+}
+
+func newPlugin(args Args, handle fwk.Handle) *Plugin {
+	nodes := newFactsCatalog()
+	return &Plugin{
+		args: args, handle: handle, nodes: nodes, cells: newTopologyCatalog(), fleet: &fleetSource{nodes: nodes},
+		ledger: newLedger(), policy: newPolicySource(),
+	}
 }
 
 // Name returns the name of the plugin.

@@ -1,7 +1,8 @@
 package virtualmachine
 
 import (
-	"slices"
+	"errors"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -11,7 +12,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/util/sets"
 	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
 
@@ -24,9 +24,36 @@ const bootID = "0b7f5f3e-7d0c-4b3e-9a43-6a5a2f1f9b11"
 type nodeInfo struct {
 	fwk.NodeInfo
 	node *corev1.Node
+	pods []fwk.PodInfo
 }
 
-func (n nodeInfo) Node() *corev1.Node { return n.node }
+func (n nodeInfo) Node() *corev1.Node     { return n.node }
+func (n nodeInfo) GetPods() []fwk.PodInfo { return n.pods }
+
+type podInfo struct {
+	fwk.PodInfo
+	pod *corev1.Pod
+}
+
+func (p *podInfo) GetPod() *corev1.Pod { return p.pod }
+
+// handle has a snapshot of Nodes and nothing else.
+type handle struct {
+	fwk.Handle
+	fwk.SharedLister
+	fwk.NodeInfoLister
+	nodes map[string]fwk.NodeInfo
+}
+
+func (h *handle) SnapshotSharedLister() fwk.SharedLister { return h }
+func (h *handle) NodeInfos() fwk.NodeInfoLister          { return h }
+
+func (h *handle) Get(name string) (fwk.NodeInfo, error) {
+	if info, ok := h.nodes[name]; ok {
+		return info, nil
+	}
+	return nil, errors.New("no such Node")
+}
 
 type cycleState struct {
 	fwk.CycleState
@@ -85,9 +112,10 @@ func testPod(annotations map[string]string) *corev1.Pod {
 }
 
 func testPlugin(nodes ...*corev1.Node) *Plugin {
-	pl := &Plugin{args: defaultArgs(), nodes: newCatalog(), policy: newPolicySource()}
+	pl := newPlugin(defaultArgs(), &handle{nodes: map[string]fwk.NodeInfo{}})
 	for _, node := range nodes {
 		pl.nodes.onUpdate(node)
+		pl.cells.onUpdate(node)
 	}
 	return pl
 }
@@ -146,6 +174,11 @@ func TestPlacement(t *testing.T) {
 		"more vCPUs than the machine takes": {map[string]string{"cpu-topology": "cores=9"}, map[string][]string{
 			"old": {reasonVCPUs}, "modern": {reasonVCPUs}, "stale": {reasonStaleFacts}, "bare": {reasonNoFacts},
 			"emulated": {"accelerator kvm not usable", reasonVCPUs},
+		}},
+		"a model that no node has": {map[string]string{"cpu-model": "Haswell-v3"}, map[string][]string{
+			"old": {"CPU model Haswell-v3 not usable; nearest: Haswell"}, "modern": {"CPU model Haswell-v3 not usable; nearest: Haswell"},
+			"stale": {reasonStaleFacts}, "bare": {reasonNoFacts},
+			"emulated": {"accelerator kvm not usable", "CPU model Haswell-v3 not usable; nearest: Haswell"},
 		}},
 		"a model in the wrong case": {map[string]string{"cpu-model": "haswell"}, map[string][]string{
 			"": {`podvirt.dev/cpu-model: "haswell": no such model; nearest: Haswell`},
@@ -242,28 +275,67 @@ func TestNodeChangeWakesOnlyWhomItHelps(t *testing.T) {
 }
 
 func TestScorePrefersTheLeastCapableNodeAndOptionalFeatures(t *testing.T) {
-	small := &facts{features: sets.New("aes")}
-	large := &facts{features: sets.New("aes", "avx", "avx2")}
-	score := func(want *request) []int64 {
-		list := fwk.NodeScoreList{{Score: surplus(want, small)}, {Score: surplus(want, large)}}
-		normalize(list)
-		return []int64{list[0].Score, list[1].Score}
-	}
+	small := testNode(t, "small", nil)
+	large := testNode(t, "large", func(c *api.CPUFacts) { c.Features = append(c.Features, "avx", "avx2") })
 	tests := map[string]struct {
-		want request
-		got  []int64
+		annotations map[string]string
+		got         map[string]int64
 	}{
-		"named model: the smaller node": {request{model: "Penryn"}, []int64{100, 0}},
-		"host-model: all alike":         {request{model: api.CPUHostModel}, []int64{100, 100}},
-		"an optional feature beats size": {request{model: "Penryn", features: []api.CPUFeature{
-			{Name: "avx2", Policy: api.FeatureOptional}}}, []int64{0, 100}},
+		"named model: the smaller node":  {map[string]string{"cpu-model": "Penryn"}, map[string]int64{"small": 100, "large": 50}},
+		"host-model: all alike":          {nil, map[string]int64{"small": 100, "large": 100}},
+		"an optional feature beats size": {map[string]string{"cpu-model": "Penryn", "cpu-features": "avx2=optional"}, map[string]int64{"small": 50, "large": 100}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			if got := score(&tt.want); !slices.Equal(got, tt.got) {
-				t.Errorf("scores = %v; want %v", got, tt.got)
+			if diff := cmp.Diff(tt.got, scores(t, testPlugin(small, large), testPod(tt.annotations), small, large)); diff != "" {
+				t.Errorf("scores (-want,+got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// scores runs PreFilter, PreScore and Score.
+func scores(t *testing.T, pl *Plugin, pod *corev1.Pod, nodes ...*corev1.Node) map[string]int64 {
+	t.Helper()
+	state := &cycleState{data: map[fwk.StateKey]fwk.StateData{}}
+	if _, status := pl.PreFilter(t.Context(), state, pod, nil); !status.IsSuccess() {
+		t.Fatalf("PreFilter = %v", status)
+	}
+	infos := make([]fwk.NodeInfo, len(nodes))
+	for i, node := range nodes {
+		infos[i] = nodeInfo{node: node}
+	}
+	if status := pl.PreScore(t.Context(), state, pod, infos); !status.IsSuccess() {
+		t.Fatalf("PreScore = %v", status)
+	}
+	got := map[string]int64{}
+	for _, info := range infos {
+		score, status := pl.Score(t.Context(), state, pod, info)
+		if !status.IsSuccess() {
+			t.Fatalf("Score = %v", status)
+		}
+		got[info.Node().Name] = score
+	}
+	return got
+}
+
+// TestScoreOfTheHostsModel: the CPU that most other Nodes can take over comes first (SC-077).
+func TestScoreOfTheHostsModel(t *testing.T) {
+	var nodes []*corev1.Node
+	for name, host := range map[string]struct {
+		model, adds string
+		models      []string
+	}{
+		"new":   {"Haswell", "avx2", []string{"Haswell", "Nehalem"}},
+		"old-1": {"Nehalem", "aes", []string{"Nehalem"}}, "old-2": {"Nehalem", "aes", []string{"Nehalem"}},
+	} {
+		nodes = append(nodes, testNode(t, name, func(c *api.CPUFacts) {
+			c.Model, c.Adds, c.Models, c.Features = host.model, []string{host.adds}, host.models, []string{"aes", host.adds}
+		}))
+	}
+	got := scores(t, testPlugin(nodes...), testPod(nil), nodes...)
+	if want := map[string]int64{"new": 50, "old-1": 100, "old-2": 100}; !maps.Equal(got, want) {
+		t.Errorf("scores = %v; want %v", got, want)
 	}
 }
 
@@ -296,7 +368,7 @@ func TestDecodeArgs(t *testing.T) {
 
 func TestCatalogFollowsNodes(t *testing.T) {
 	node := testNode(t, "n", nil)
-	c := newCatalog()
+	c := newFactsCatalog()
 	c.onUpdate(node)
 	first := c.get(node)
 	if first == nil || !first.models.Has("Penryn") {
@@ -307,8 +379,8 @@ func TestCatalogFollowsNodes(t *testing.T) {
 		t.Error("equal annotations were parsed again")
 	}
 	changed := testNode(t, "n", func(f *api.CPUFacts) { f.Models = []string{"Nehalem"} })
-	if got := c.get(changed); got.models.Has("Penryn") {
-		t.Error("a snapshot newer than the last event got old facts")
+	if got := c.get(changed); got.models.Has("Penryn") || got.features != first.features {
+		t.Error("a snapshot newer than the last event got old facts, or an equal list of its own")
 	}
 	c.onDelete(node)
 	if len(c.nodes) != 0 {

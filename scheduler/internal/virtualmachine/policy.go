@@ -30,17 +30,19 @@ func newPolicySource() *policySource {
 
 func (s *policySource) get() api.Config { return *s.current.Load() }
 
-// watch follows the ConfigMap until ctx ends.
-func (s *policySource) watch(ctx context.Context, client kubernetes.Interface, name types.NamespacedName) error {
+// watch follows the ConfigMap until ctx ends. changed is called after each change of the policy in force.
+func (s *policySource) watch(
+	ctx context.Context, client kubernetes.Interface, name types.NamespacedName, changed func(klog.Logger),
+) error {
 	factory := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithNamespace(name.Namespace),
 		informers.WithTweakListOptions(func(options *metav1.ListOptions) {
 			options.FieldSelector = fields.OneTermEqualSelector(metav1.ObjectNameField, name.Name).String()
 		}))
 	logger := klog.FromContext(ctx).WithValues("configMap", name.String())
 	_, err := factory.Core().V1().ConfigMaps().Informer().AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(obj any) { s.update(logger, obj) },
-		UpdateFunc: func(_, obj any) { s.update(logger, obj) },
-		DeleteFunc: func(any) { s.set(api.Config{}) },
+		AddFunc:    func(obj any) { s.update(logger, obj); changed(logger) },
+		UpdateFunc: func(_, obj any) { s.update(logger, obj); changed(logger) },
+		DeleteFunc: func(any) { s.set(api.Config{}); changed(logger) },
 	})
 	if err != nil {
 		return fmt.Errorf("watching ConfigMap %s: %w", name, err)

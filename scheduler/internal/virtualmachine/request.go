@@ -18,6 +18,10 @@ type request struct {
 	model       string
 	features    []api.CPUFeature
 	vcpus       int
+	memory      demand
+
+	// hint is added to the reason of Nodes that lack the model, where no Node has it: the nearest that one has.
+	hint string
 }
 
 // isVM says whether a Pod is one of ours; all others are passed over.
@@ -35,7 +39,17 @@ func newRequest(pod *corev1.Pod, config api.Config) (*request, error) {
 		model:       machine.CPU.Model,
 		features:    machine.CPU.Features,
 		vcpus:       machine.VCPUs,
+		memory:      demandOf(machine),
 	}, nil
+}
+
+// demandOf is what the VM needs of NUMA cells. Memory without huge pages is bound to no cell before the guest touches it.
+func demandOf(m api.Machine) demand {
+	if !m.HugepagesBacked {
+		return demand{}
+	}
+	size := m.Memory.Hugepages
+	return demand{size: size, pages: m.Memory.Guest.Bytes() / api.PageBytes(size), policy: m.CPU.NUMA.Policy, cells: m.CPU.NUMA.Cells}
 }
 
 // named says whether the VM asks for one model by name.
@@ -44,7 +58,7 @@ func (r *request) named() bool {
 }
 
 // special says whether the VM asks for anything that only facts can answer.
-func (r *request) special() bool { return r.named() || len(r.features) > 0 }
+func (r *request) special() bool { return r.named() || len(r.features) > 0 || r.memory.size != "" }
 
 // signature is everything Filter and Score read, in a form that is equal for equal requests.
 func (r *request) signature() string {
