@@ -98,7 +98,10 @@ func hypervisorRefused(text string) lifecycle.Outcome {
 // qemuLine is a line of QEMU's own, with its time.
 func qemuLine() *regexp.Regexp { return regexp.MustCompile(`^\S+Z qemu-system-\S+: (.*)`) }
 
-// lastWords is QEMU's last line, or libvirt's whole sentence where QEMU said nothing.
+// hint begins a line of QEMU's that only explains the one before.
+const hint = "info: "
+
+// lastWords is QEMU's last line, with the hints that follow it, or libvirt's whole sentence where QEMU said nothing.
 func lastWords(text string) string {
 	const separator = "process exited while connecting to monitor: "
 	_, said, found := strings.Cut(text, separator)
@@ -107,7 +110,12 @@ func lastWords(text string) string {
 	}
 	lines := strings.Split(strings.TrimSpace(said), "\n")
 	for i, line := range slices.Backward(lines) {
-		if m := qemuLine().FindStringSubmatch(line); m != nil {
+		m := qemuLine().FindStringSubmatch(line)
+		switch {
+		case m == nil:
+		case i > 0 && strings.HasPrefix(m[1], hint):
+			lines[i] = strings.TrimPrefix(m[1], hint)
+		default:
 			return "qemu: " + strings.Join(append([]string{m[1]}, lines[i+1:]...), "; ")
 		}
 	}
