@@ -237,6 +237,7 @@ const (
 	PathHotplug       = "/vm/hotplug"
 	PathScratch       = "/vm/scratch"
 	PathRun           = "/run/podvirt"
+	ControlSocket     = PathRun + "/ctl.sock" // of the launcher; the driver asks it to freeze the guest
 )
 
 // Files of the downward API volume below [PathPod] (vm.md 1, 2.4).

@@ -29,9 +29,9 @@ const (
 // be skipped.
 var undeclared = []string{
 	"ControllerPublishVolume", "ControllerUnpublishVolume", "volume lifecycle", // no attach, for good
-	"napshot", "GroupController", "source volume", // clones and snapshots
+	"GroupController", "SnapshotMetadata", "snapshot with accessibility requirements",
 	"pagination should detect", // switched off in csi-sanity itself
-	"ExpandVolume", "ModifyVolume", "volume attribute class", "ListVolumeHealth", "NodeGetVolumeHealth", "NodeGetStorageHealth",
+	"ModifyVolume", "volume attribute class", "ListVolumeHealth", "NodeGetVolumeHealth", "NodeGetStorageHealth",
 }
 
 // envPrivate marks the process that has a mount namespace of its own.
@@ -191,7 +191,7 @@ func startDriver(t *testing.T, binary string, pool testPool) string {
 
 // expectEmpty fails when volumes, unfinished work or loop devices are left.
 func expectEmpty(t *testing.T, pool testPool) {
-	for _, name := range []string{"volumes", "tmp", "trash"} {
+	for _, name := range []string{"volumes", "snapshots", "tmp", "trash"} {
 		waitFor(t, "an empty "+name, func() bool {
 			entries, err := os.ReadDir(filepath.Join(pool.path, name))
 			return err == nil && len(entries) == 0

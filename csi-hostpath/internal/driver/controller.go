@@ -25,6 +25,7 @@ const maxNameLength = 128
 type controller struct {
 	*unlockedController
 	names locks
+	works jobs
 }
 
 func newController(opts Options, node *node) *controller {
@@ -37,6 +38,9 @@ func (c *controller) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequ
 		return nil, err
 	}
 	defer unlock()
+	if handle := sourceHandle(req); handle != "" {
+		return c.clone(ctx, req, handle)
+	}
 	return c.unlockedController.CreateVolume(ctx, req)
 }
 
@@ -68,6 +72,11 @@ func (c *unlockedController) ControllerGetCapabilities(
 		csi.ControllerServiceCapability_RPC_GET_VOLUME,
 		csi.ControllerServiceCapability_RPC_GET_VOLUME_HEALTH,
 		csi.ControllerServiceCapability_RPC_GET_CAPACITY,
+		csi.ControllerServiceCapability_RPC_CREATE_DELETE_SNAPSHOT,
+		csi.ControllerServiceCapability_RPC_LIST_SNAPSHOTS,
+		csi.ControllerServiceCapability_RPC_GET_SNAPSHOT,
+		csi.ControllerServiceCapability_RPC_CLONE_VOLUME,
+		csi.ControllerServiceCapability_RPC_EXPAND_VOLUME,
 		csi.ControllerServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,
 	} {
 		resp.Capabilities = append(resp.Capabilities, &csi.ControllerServiceCapability{
@@ -83,14 +92,12 @@ func (c *unlockedController) CreateVolume(ctx context.Context, req *csi.CreateVo
 		return nil, fmt.Errorf("%w: name %q: 1 to %d bytes", errInvalid, req.GetName(), maxNameLength)
 	case len(req.GetVolumeCapabilities()) == 0:
 		return nil, fmt.Errorf("%w: no volume capabilities", errInvalid)
-	case req.GetVolumeContentSource() != nil:
-		return nil, fmt.Errorf("%w: this version of the driver makes blank volumes only", errInvalid)
 	case len(req.GetMutableParameters()) > 0:
 		return nil, fmt.Errorf("%w: mutable parameters are not supported", errInvalid)
 	case !c.wantedHere(req.GetAccessibilityRequirements()):
 		return nil, fmt.Errorf("%w: the volume is not wanted on node %s", errElsewhere, c.opts.Node)
 	}
-	poolName, wanted, err := newVolume(ctx, c.opts, req)
+	poolName, wanted, err := c.newVolume(ctx, req)
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +108,9 @@ func (c *unlockedController) CreateVolume(ctx context.Context, req *csi.CreateVo
 	if err != nil {
 		return nil, err
 	}
-	return &csi.CreateVolumeResponse{Volume: c.describe(handle, made)}, nil
+	described := c.describe(handle, made)
+	described.ContentSource = req.GetVolumeContentSource()
+	return &csi.CreateVolumeResponse{Volume: described}, nil
 }
 
 // wantedHere reports whether the requirement allows this node.
@@ -179,26 +188,14 @@ func unfit(v volume.Volume, capability *csi.VolumeCapability) string {
 	return ""
 }
 
-// ListVolumes pages by handle: the token is the last handle of the page before, so that volumes which come and go
-// between two pages shift nothing.
+// ListVolumes pages by handle.
 func (c *unlockedController) ListVolumes(_ context.Context, req *csi.ListVolumesRequest) (*csi.ListVolumesResponse, error) {
 	volumes := c.opts.Pools.Volumes()
-	handles := slices.Sorted(maps.Keys(volumes))
-	if token := req.GetStartingToken(); token != "" {
-		if len(token) != handleLength {
-			return nil, fmt.Errorf("%w: %q", errToken, token)
-		}
-		at, found := slices.BinarySearch(handles, token)
-		if found {
-			at++
-		}
-		handles = handles[at:]
+	handles, next, err := page(slices.Sorted(maps.Keys(volumes)), req.GetStartingToken(), int(req.GetMaxEntries()))
+	if err != nil {
+		return nil, err
 	}
-	resp := &csi.ListVolumesResponse{}
-	if limit := int(req.GetMaxEntries()); limit > 0 && limit < len(handles) {
-		handles = handles[:limit]
-		resp.NextToken = handles[limit-1]
-	}
+	resp := &csi.ListVolumesResponse{NextToken: next}
 	for _, handle := range handles {
 		resp.Entries = append(resp.Entries, &csi.ListVolumesResponse_Entry{
 			Volume: c.describe(handle, volumes[handle]), Status: &csi.ListVolumesResponse_VolumeStatus{},

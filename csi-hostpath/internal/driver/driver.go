@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc"
@@ -34,6 +35,11 @@ type Claims interface {
 	Claim(ctx context.Context, namespace, name string) (ClaimInfo, error)
 }
 
+// Guests freezes the guest of a Pod; its error wraps [quiesce.ErrNoAgent] where there is none to freeze.
+type Guests interface {
+	Freeze(ctx context.Context, podUID string, timeout time.Duration) (thaw func(context.Context) error, err error)
+}
+
 // Options of a driver. Claims may be nil: then there is no API server and claims have no annotations.
 type Options struct {
 	Node    string
@@ -42,14 +48,19 @@ type Options struct {
 	Pools   *pool.Manager
 	Claims  Claims
 	Fault   fault.Hook
+	// Guests freezes the guests of VMs; nil: nobody does, and copies of volumes in use are as after a power cut.
+	Guests Guests
+	// Quiesced is told how a snapshot was made consistent; nil: nobody is told.
+	Quiesced func(ctx context.Context, snapshot QuiescedSnapshot)
 	// Observe sees every call; nil: nobody does.
 	Observe grpc.UnaryServerInterceptor
 }
 
 // Driver serves CSI.
 type Driver struct {
-	opts Options
-	node *node
+	opts       Options
+	node       *node
+	controller *controller
 }
 
 // New returns a driver; Run serves it.
@@ -57,7 +68,8 @@ func New(opts Options) (*Driver, error) {
 	if opts.Node == "" || opts.Socket == "" || opts.Pools == nil {
 		return nil, fmt.Errorf("a driver needs the node's name, a socket and pools; got %q, %q", opts.Node, opts.Socket)
 	}
-	return &Driver{opts: opts, node: newNode(opts)}, nil
+	node := newNode(opts)
+	return &Driver{opts: opts, node: node, controller: newController(opts, node)}, nil
 }
 
 // Run detaches what a killed process left attached, then serves until ctx ends. ready is called when calls are answered.
@@ -65,13 +77,14 @@ func (d *Driver) Run(ctx context.Context, ready func()) error {
 	if err := d.node.sweep(ctx); err != nil {
 		return err
 	}
+	defer d.controller.works.end()
 	interceptors := []grpc.UnaryServerInterceptor{mapErrors}
 	if d.opts.Observe != nil {
 		interceptors = []grpc.UnaryServerInterceptor{d.opts.Observe, mapErrors} // it sees the code
 	}
 	server := unixgrpc.NewServer(ctx, grpc.ChainUnaryInterceptor(interceptors...))
 	csi.RegisterIdentityServer(server, &identity{opts: d.opts})
-	csi.RegisterControllerServer(server, newController(d.opts, d.node))
+	csi.RegisterControllerServer(server, d.controller)
 	csi.RegisterNodeServer(server, d.node)
 	ready()
 	return unixgrpc.Serve(ctx, server, d.opts.Socket, socketMode)

@@ -16,6 +16,7 @@ import (
 var (
 	errInvalid   = errors.New("invalid request")
 	errInUse     = errors.New("VolumeInUse")
+	errBusy      = errors.New("not while the volume is in use")
 	errNotStaged = errors.New("the volume is not staged there")
 	errElsewhere = errors.New("not on this node")
 	errPending   = errors.New("another call for this volume is running")
@@ -42,6 +43,7 @@ func codeOf(err error) codes.Code {
 		{pool.ErrNoPool, codes.ResourceExhausted},
 		{volume.ErrNotFound, codes.NotFound},
 		{errInUse, codes.FailedPrecondition},
+		{errBusy, codes.FailedPrecondition},
 		{errNotStaged, codes.FailedPrecondition},
 		{volume.ErrDamaged, codes.FailedPrecondition},
 		{volume.ErrShared, codes.Unavailable},

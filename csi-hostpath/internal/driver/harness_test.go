@@ -29,6 +29,9 @@ type bench struct {
 	paths  string // staging and target paths lie below
 	claims fakeClaims
 	stop   func()
+
+	guests   Guests
+	quiesced func(ctx context.Context, q QuiescedSnapshot)
 	csi.ControllerClient
 	csi.NodeClient
 }
@@ -60,7 +63,7 @@ func (b *bench) start() {
 	pools := pool.New(pool.Options{Node: "n1", Scratch: filepath.Join(b.paths, "scratch")})
 	pools.Apply(ctx, []poolconfig.Pool{{Name: "test", Path: b.dir, Overcommit: 1, HardSize: "auto", Default: true}})
 	socket := filepath.Join(b.paths, "csi.sock")
-	d, err := New(Options{Node: "n1", Version: "test", Socket: socket, Pools: pools, Claims: b.claims})
+	d, err := New(Options{Node: "n1", Version: "test", Socket: socket, Pools: pools, Claims: b.claims, Guests: b.guests, Quiesced: b.quiesced})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -163,7 +166,7 @@ func (b *bench) stage(handle string, r request) {
 func (b *bench) tryPublish(handle string, r request) error {
 	_, err := b.NodePublishVolume(b.t.Context(), &csi.NodePublishVolumeRequest{
 		VolumeId: handle, StagingTargetPath: b.staging(r), TargetPath: b.target(r), VolumeCapability: r.capability(), Readonly: r.readOnly,
-		VolumeContext: map[string]string{contextPodNamespace: "shop", contextPodName: r.pod},
+		VolumeContext: map[string]string{contextPodNamespace: "shop", contextPodName: r.pod, contextPodUID: "uid-" + r.pod},
 	})
 	return err
 }

@@ -62,9 +62,12 @@ func (n *node) NodeUnpublishVolume(ctx context.Context, req *csi.NodeUnpublishVo
 	return n.unlockedNode.NodeUnpublishVolume(ctx, req)
 }
 
-// sweep detaches loop devices of volumes that are staged nowhere: a process that was killed while it unstaged left
-// them. It runs before calls are answered.
+// sweep thaws what a killed process left frozen, and detaches loop devices of volumes that are staged nowhere: a process
+// that was killed while it unstaged left them. It runs before calls are answered.
 func (n *node) sweep(ctx context.Context) error {
+	if err := n.thawAll(); err != nil {
+		return err
+	}
 	devices, err := loop.List()
 	if err != nil {
 		return err
@@ -105,6 +108,7 @@ func (n *unlockedNode) NodeGetCapabilities(context.Context, *csi.NodeGetCapabili
 	resp := &csi.NodeGetCapabilitiesResponse{}
 	for _, capability := range []csi.NodeServiceCapability_RPC_Type{
 		csi.NodeServiceCapability_RPC_STAGE_UNSTAGE_VOLUME,
+		csi.NodeServiceCapability_RPC_EXPAND_VOLUME,
 		csi.NodeServiceCapability_RPC_GET_VOLUME_STATS,
 		csi.NodeServiceCapability_RPC_VOLUME_MOUNT_GROUP,
 		csi.NodeServiceCapability_RPC_SINGLE_NODE_MULTI_WRITER,

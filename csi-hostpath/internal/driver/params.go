@@ -31,6 +31,7 @@ const (
 	annotationPreallocation = api.Prefix + "preallocation"
 	annotationShareable     = api.Prefix + "shareable"
 	annotationImport        = api.Prefix + "import-source"
+	annotationCloneMode     = api.Prefix + "clone-mode"
 )
 
 const (
@@ -39,14 +40,20 @@ const (
 	auto        = "auto"
 )
 
+// Words of parameter clone and annotation podvirt.dev/clone-mode.
+const (
+	cloneReflink = "reflink"
+	cloneCopy    = "copy"
+)
+
 // classParams are the parameters of a StorageClass (storage.md 2.3).
 type classParams struct {
-	pool, content, preallocation, hardSize, directIO string
+	pool, content, preallocation, hardSize, directIO, clone string
 }
 
 // parseClass reads the parameters strictly; the message names class, parameter, and the nearest word.
 func parseClass(class string, params map[string]string) (classParams, error) {
-	parsed := classParams{content: auto, hardSize: auto, directIO: auto}
+	parsed := classParams{content: auto, hardSize: auto, directIO: auto, clone: auto}
 	known := map[string]struct {
 		to      *string
 		allowed []string
@@ -56,7 +63,7 @@ func parseClass(class string, params map[string]string) (classParams, error) {
 		"preallocation": {&parsed.preallocation, preallocations()},
 		"hardSize":      {&parsed.hardSize, []string{auto, poolconfig.HardSizeProject, poolconfig.HardSizeImage}},
 		"directIO":      {&parsed.directIO, []string{auto, "on", "off"}},
-		"clone":         {new(string), []string{auto, "reflink", "copy"}},
+		"clone":         {&parsed.clone, []string{auto, cloneReflink, cloneCopy}},
 		"crossNode":     {new(string), []string{"allow", "deny"}},
 	}
 	var errs []error
@@ -104,10 +111,10 @@ func invalid(err error) error {
 }
 
 // newVolume turns a CreateVolume request into the pool's name and what to make there.
-func newVolume(ctx context.Context, opts Options, req *csi.CreateVolumeRequest) (string, volume.Request, error) {
+func (c *unlockedController) newVolume(ctx context.Context, req *csi.CreateVolumeRequest) (string, volume.Request, error) {
 	params := req.GetParameters()
 	claim := volume.Claim{Namespace: params[paramClaimNamespace], Name: params[paramClaimName]}
-	info, err := claimInfo(ctx, opts.Claims, claim)
+	info, err := claimInfo(ctx, c.opts.Claims, claim)
 	if err != nil {
 		return "", volume.Request{}, err
 	}
@@ -120,12 +127,31 @@ func newVolume(ctx context.Context, opts Options, req *csi.CreateVolumeRequest) 
 	if err != nil {
 		return "", volume.Request{}, err
 	}
-	where, err := opts.Pools.ByName(class.pool)
+	where, err := c.opts.Pools.ByName(class.pool)
 	if err != nil {
 		return "", volume.Request{}, fmt.Errorf("%w: %w", errElsewhere, err)
 	}
+	from, err := c.sourceOf(req)
+	if err != nil {
+		return "", volume.Request{}, err
+	}
+	if from != nil && class.content == auto {
+		class.content = string(from.from.Content) // "disk if it comes from a disk"
+	}
+	if mode := info.Annotations[annotationCloneMode]; mode != "" {
+		if modes := []string{auto, cloneReflink, cloneCopy}; !slices.Contains(modes, mode) {
+			return "", volume.Request{}, invalid(notOneOf(annotationCloneMode, mode, modes))
+		}
+		class.clone = mode
+	}
 	made := volume.Request{Name: req.GetName(), Claim: claim, Size: size, DirectIO: class.directIO, Parameters: stored(params)}
-	return where.Name, made, shape(&made, req.GetVolumeCapabilities(), shaping{class: class, annotations: info.Annotations, where: where})
+	if err := shape(&made, req.GetVolumeCapabilities(), shaping{class: class, annotations: info.Annotations, where: where, source: from}); err != nil {
+		return "", volume.Request{}, err
+	}
+	if err := from.begin(&made, req, class, where); err != nil {
+		return "", volume.Request{}, err
+	}
+	return where.Name, made, from.hold(c.node.unlockedNode, &made, where)
 }
 
 func claimInfo(ctx context.Context, claims Claims, claim volume.Claim) (ClaimInfo, error) {
@@ -180,13 +206,17 @@ type shaping struct {
 	class       classParams
 	annotations map[string]string
 	where       pool.Pool
+	source      *source // nil: blank
 }
 
 // shape fills in mode, content, preallocation and file system.
 func shape(r *volume.Request, capabilities []*csi.VolumeCapability, s shaping) error {
-	fsType, err := modeOf(r, capabilities)
+	fsType, writers, err := modeOf(r, capabilities)
 	if err != nil {
 		return err
+	}
+	if !writers && s.source == nil {
+		return fmt.Errorf("%w: a read-only volume without a source would stay empty", errInvalid)
 	}
 	var errs []error
 	if source := s.annotations[annotationImport]; source != "" && source != "blank:" {
@@ -204,7 +234,7 @@ func shape(r *volume.Request, capabilities []*csi.VolumeCapability, s shaping) e
 		errs = append(errs, fmt.Errorf("%s: %q: falloc is not supported by file system btrfs of pool %s: none, full",
 			annotationPreallocation, r.Preallocation, s.where.Name))
 	}
-	if r.Mode == volume.ModeFilesystem && (s.where.HardSize == poolconfig.HardSizeImage || s.class.hardSize == poolconfig.HardSizeImage) {
+	if s.source == nil && r.Mode == volume.ModeFilesystem && (s.where.HardSize == poolconfig.HardSizeImage || s.class.hardSize == poolconfig.HardSizeImage) {
 		r.FSType, err = imageType(fsType, *r)
 		errs = append(errs, err)
 	}
@@ -222,26 +252,21 @@ func imageType(asked string, r volume.Request) (string, error) {
 	return asked, filesystem.Check(asked, r.Size)
 }
 
-// modeOf sets the volume mode and returns the file system asked for.
-func modeOf(r *volume.Request, capabilities []*csi.VolumeCapability) (string, error) {
-	var fsType string
-	writers := false
+// modeOf sets the volume mode and returns the file system asked for and whether somebody will write.
+func modeOf(r *volume.Request, capabilities []*csi.VolumeCapability) (fsType string, writers bool, err error) {
 	for _, capability := range capabilities {
 		mode, err := checkCapability(capability)
 		if err != nil {
-			return "", err
+			return "", false, err
 		}
 		if r.Mode != "" && r.Mode != mode {
-			return "", fmt.Errorf("%w: a volume is Block or Filesystem, not both", errInvalid)
+			return "", false, fmt.Errorf("%w: a volume is Block or Filesystem, not both", errInvalid)
 		}
 		r.Mode = mode
 		fsType = capability.GetMount().GetFsType()
 		writers = writers || !readerOnly(capability)
 	}
-	if !writers {
-		return "", fmt.Errorf("%w: a read-only volume without a source would stay empty", errInvalid)
-	}
-	return fsType, nil
+	return fsType, writers, nil
 }
 
 func contentOf(mode volume.Mode, annotation, class string) (volume.Content, error) {

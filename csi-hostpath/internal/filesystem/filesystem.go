@@ -176,3 +176,90 @@ func MountImage(image, target string, opts MountOptions) error {
 	data := strings.Trim(MountData(opts.Type)+","+opts.Data, ",")
 	return errors.Join(mounts.Device(device.Path, target, opts.Type, flags, data), held.Close())
 }
+
+// Grow lets a mounted file system take all of its image, which was made larger.
+func Grow(ctx context.Context, fsType, image, at string) error {
+	if err := loop.Resize(image); err != nil {
+		return err
+	}
+	switch fsType {
+	case Ext4:
+		table, err := mounts.Read()
+		if err != nil {
+			return err
+		}
+		mount, mounted := table.At(at)
+		if !mounted {
+			return fmt.Errorf("nothing is mounted at %s", at)
+		}
+		return run(ctx, "resize2fs", mount.Source)
+	case XFS:
+		return run(ctx, "xfs_growfs", at)
+	case Btrfs:
+		return run(ctx, "btrfs", "filesystem", "resize", "max", at)
+	}
+	return Check(fsType, 0)
+}
+
+// GrowAtRest is Grow for an image that is not mounted, where the type can do that: done says whether it could. What is
+// mounted needs CAP_SYS_RESOURCE to grow (fs/ext4/ioctl.c), which not everybody has.
+func GrowAtRest(ctx context.Context, fsType, image string) (done bool, err error) {
+	if fsType != Ext4 {
+		return false, nil
+	}
+	err = run(ctx, "e2fsck", "-f", "-p", image) // resize2fs wants it, and the journal of a clone is to be replayed
+	const corrected = 1
+	if failed, ok := errors.AsType[*CommandError](err); ok && failed.ExitCode == corrected {
+		err = nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, run(ctx, "resize2fs", image)
+}
+
+// NewIdentity makes a copied file system one that the kernel can mount beside its origin: btrfs takes two of one
+// identity for one.
+func NewIdentity(ctx context.Context, fsType, image string) error {
+	if fsType != Btrfs {
+		return nil
+	}
+	return run(ctx, "btrfstune", "-f", "-m", image)
+}
+
+// Freeze holds all writes to a mounted file system back and brings it to a state that needs no recovery; Thaw lets them
+// go on. A file system that is frozen, or thawed, already is no error (FIFREEZE, ioctl_fsfreeze(2)).
+func Freeze(at string) error { return freezing(at, fiFreeze, unix.EBUSY) }
+
+// Thaw is the end of Freeze.
+func Thaw(at string) error { return freezing(at, fiThaw, unix.EINVAL) }
+
+// FIFREEZE and FITHAW (include/uapi/linux/fs.h).
+const (
+	fiFreeze = 0xc0045877
+	fiThaw   = 0xc0045878
+)
+
+func freezing(at string, request uint, already error) error {
+	dir, err := os.Open(at)
+	if err != nil {
+		return err
+	}
+	err = unix.IoctlSetInt(int(dir.Fd()), request, 0)
+	if errors.Is(err, already) {
+		err = nil
+	}
+	if err != nil {
+		err = &os.PathError{Op: "freezing or thawing", Path: at, Err: err}
+	}
+	return errors.Join(err, dir.Close())
+}
+
+// CopyTree copies a directory with all that it is.
+func CopyTree(ctx context.Context, from, to string, share bool) error {
+	reflink := "--reflink=never"
+	if share {
+		reflink = "--reflink=always"
+	}
+	return errors.Join(run(ctx, "cp", "--archive", "--sparse=auto", reflink, "--no-target-directory", from, to), run(ctx, "sync", "--file-system", to))
+}

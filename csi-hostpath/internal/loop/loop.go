@@ -168,6 +168,29 @@ func Detach(device Device) error {
 	return errors.Join(clear(f), f.Close())
 }
 
+// Resize tells every device over the file how large the file is now.
+func Resize(file string) error {
+	backing, err := BackingOf(file)
+	if err != nil {
+		return err
+	}
+	devices, err := Find(backing)
+	if err != nil {
+		return err
+	}
+	for _, device := range devices {
+		f, err := os.OpenFile(device.Path, os.O_RDONLY, 0)
+		if err != nil {
+			return err
+		}
+		err = unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_CAPACITY, 0)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return fmt.Errorf("telling %s its new size: %w", device.Path, err)
+		}
+	}
+	return nil
+}
+
 // DetachFile frees every device over the file.
 func DetachFile(file string) error {
 	backing, err := BackingOf(file)

@@ -171,7 +171,7 @@ func TestSharedWithTheOS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	full := block("v", room.Available)
+	full := block("v", room.Available/4096*4096)
 	full.Preallocation = volume.PreallocateFalloc
 	if _, _, err := m.Create(t.Context(), "a", full); err != nil {
 		t.Fatal(err)

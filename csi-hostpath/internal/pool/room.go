@@ -15,6 +15,7 @@ import (
 // Pool is what the driver needs to know of a pool to make a volume in it.
 type Pool struct {
 	Name      string
+	ID        string
 	HardSize  string // image or none
 	Abilities volume.Abilities
 }
@@ -31,7 +32,7 @@ func (m *Manager) ByName(name string) (Pool, error) {
 	if err != nil {
 		return Pool{}, err
 	}
-	return Pool{Name: e.spec.Name, HardSize: hardSize(e.spec), Abilities: e.store.Abilities()}, nil
+	return Pool{Name: e.spec.Name, ID: e.store.Identity().ID, HardSize: hardSize(e.spec), Abilities: e.store.Abilities()}, nil
 }
 
 func hardSize(spec poolconfig.Pool) string {
@@ -64,6 +65,12 @@ func (m *Manager) find(name string) (*entry, error) {
 // Volume returns the volume of a handle and its pool. The error wraps [volume.ErrNotFound] where the pool is open and
 // has no such volume, [volume.ErrNotReady] where the pool is not there.
 func (m *Manager) Volume(handle string) (volume.Volume, *volume.Store, error) {
+	return m.lookup(handle, (*volume.Store).Get)
+}
+
+func (m *Manager) lookup(
+	handle string, get func(*volume.Store, string) (volume.Volume, error),
+) (volume.Volume, *volume.Store, error) {
 	poolID, id, ok := strings.Cut(handle, "/")
 	if !ok || len(poolID) != 16 {
 		return volume.Volume{}, nil, fmt.Errorf("%w: %q is no handle of this driver", volume.ErrNotFound, handle)
@@ -77,7 +84,7 @@ func (m *Manager) Volume(handle string) (volume.Volume, *volume.Store, error) {
 		if err := store.Check(); err != nil {
 			return volume.Volume{}, nil, err
 		}
-		found, err := store.Get(id)
+		found, err := get(store, id)
 		return found, store, err
 	}
 	return volume.Volume{}, nil, fmt.Errorf("%w: node %s has no pool with id %s", volume.ErrNotReady, m.opts.Node, poolID)
@@ -122,18 +129,23 @@ func (m *Manager) reserve(poolName string, r volume.Request) (store *volume.Stor
 	if _, err := e.store.Find(r); !errors.Is(err, volume.ErrNotFound) {
 		return e.store, func() {}, err
 	}
+	done, err = m.take(e, r.Name, r.Promise())
+	return e.store, done, err
+}
+
+// take reserves bytes in a pool under a name until done is called. The caller holds mu.
+func (m *Manager) take(e *entry, name string, bytes int64) (done func(), err error) {
 	room, err := m.room(e)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	promise := r.Promise()
-	if promise > room.Available {
-		return nil, nil, fmt.Errorf("%w: %d bytes are needed, pool %s on node %s has %d of %d left to promise",
-			volume.ErrNoSpace, promise, e.spec.Name, m.opts.Node, room.Available, room.Size)
+	if bytes > room.Available {
+		return nil, fmt.Errorf("%w: %d bytes are needed, pool %s on node %s has %d of %d left to promise",
+			volume.ErrNoSpace, bytes, e.spec.Name, m.opts.Node, room.Available, room.Size)
 	}
-	reserved := &reservation{store: e.store, name: r.Name, bytes: promise}
+	reserved := &reservation{store: e.store, name: name, bytes: bytes}
 	m.inflight[reserved] = struct{}{}
-	return e.store, func() {
+	return func() {
 		m.mu.Lock()
 		defer m.mu.Unlock()
 		delete(m.inflight, reserved)

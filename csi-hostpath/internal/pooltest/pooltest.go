@@ -95,13 +95,13 @@ func Eventually(t testing.TB, done func() error) {
 	}
 }
 
-// ExpectNothingLeft waits until the pool holds no volume and nothing unfinished, and fails when a loop device or a
+// ExpectNothingLeft waits until the pool holds no volume, no snapshot and nothing unfinished, and fails when a loop device or a
 // mount of it remains.
 func ExpectNothingLeft(t testing.TB, pool string) {
 	t.Helper()
 	Eventually(t, func() error {
 		var errs []error
-		for _, name := range []string{"volumes", "tmp", "trash"} {
+		for _, name := range []string{"volumes", "snapshots", "tmp", "trash"} {
 			entries, err := os.ReadDir(filepath.Join(pool, name))
 			if err != nil && !errors.Is(err, fs.ErrNotExist) || len(entries) > 0 {
 				errs = append(errs, fmt.Errorf("%s: %v, %w", name, entries, err))

@@ -212,6 +212,11 @@ type life struct {
 	handle  string // set when the creation was acknowledged
 	content string // written through the published volume and synced
 	ending  bool   // the deletion was asked for: from now on the volume may be gone or not
+
+	snapshot string // handle of a snapshot, once it was acknowledged
+	restored string // handle of the volume made of it
+	size     int64  // that was acknowledged
+	going    bool   // the deletion of both was asked for
 }
 
 func (l *life) staging() string { return filepath.Join(l.p.dir, l.name+"-staging") }
@@ -258,6 +263,52 @@ func (l *life) delete(ctx context.Context, conn grpc.ClientConnInterface) error 
 	return err
 }
 
+// keep takes a snapshot, which must be there from then on.
+func (l *life) keep(ctx context.Context, conn grpc.ClientConnInterface) error {
+	resp, err := csi.NewControllerClient(conn).CreateSnapshot(ctx, &csi.CreateSnapshotRequest{Name: l.name + "-s", SourceVolumeId: l.handle})
+	if err == nil {
+		l.snapshot = resp.GetSnapshot().GetSnapshotId()
+	}
+	return err
+}
+
+// restore makes a larger volume of the snapshot.
+func (l *life) restore(ctx context.Context, conn grpc.ClientConnInterface) error {
+	resp, err := csi.NewControllerClient(conn).CreateVolume(ctx, &csi.CreateVolumeRequest{
+		Name: l.name + "-r", CapacityRange: &csi.CapacityRange{RequiredBytes: 96 << 20}, Parameters: l.shape.parameters,
+		VolumeCapabilities: []*csi.VolumeCapability{l.shape.capability()},
+		VolumeContentSource: &csi.VolumeContentSource{Type: &csi.VolumeContentSource_Snapshot{
+			Snapshot: &csi.VolumeContentSource_SnapshotSource{SnapshotId: l.snapshot},
+		}},
+	})
+	if err == nil {
+		l.restored = resp.GetVolume().GetVolumeId()
+	}
+	return err
+}
+
+// grow lets the volume grow at rest.
+func (l *life) grow(ctx context.Context, conn grpc.ClientConnInterface) error {
+	resp, err := csi.NewControllerClient(conn).ControllerExpandVolume(ctx, &csi.ControllerExpandVolumeRequest{
+		VolumeId: l.handle, CapacityRange: &csi.CapacityRange{RequiredBytes: 80 << 20},
+	})
+	if err == nil {
+		l.size = resp.GetCapacityBytes()
+	}
+	return err
+}
+
+// forget deletes the snapshot and what was made of it.
+func (l *life) forget(ctx context.Context, conn grpc.ClientConnInterface) error {
+	l.going = true
+	client := csi.NewControllerClient(conn)
+	if _, err := client.DeleteVolume(ctx, &csi.DeleteVolumeRequest{VolumeId: l.restored}); err != nil {
+		return err
+	}
+	_, err := client.DeleteSnapshot(ctx, &csi.DeleteSnapshotRequest{SnapshotId: l.snapshot})
+	return err
+}
+
 // write puts content into the published volume, as a guest does that was told it is on disk.
 func (l *life) write(context.Context, grpc.ClientConnInterface) error {
 	l.content = "kept by " + l.name
@@ -301,6 +352,25 @@ func (l *life) listed(ctx context.Context, conn grpc.ClientConnInterface) error 
 	if l.handle != "" && !found && !l.ending {
 		return fmt.Errorf("volume %s was acknowledged and is gone; there are %v", l.handle, resp.GetEntries())
 	}
+	return l.copiesListed(ctx, client)
+}
+
+// copiesListed checks the acknowledged snapshot, the volume made of it and the size.
+func (l *life) copiesListed(ctx context.Context, client csi.ControllerClient) error {
+	if l.snapshot != "" && !l.going {
+		if _, err := client.GetSnapshot(ctx, &csi.GetSnapshotRequest{SnapshotId: l.snapshot}); err != nil {
+			return fmt.Errorf("snapshot %s was acknowledged: %w", l.snapshot, err)
+		}
+	}
+	for handle, size := range map[string]int64{l.restored: 96 << 20, l.handle: l.size} {
+		if handle == "" || size == 0 || l.ending || l.going {
+			continue
+		}
+		resp, err := client.ControllerGetVolume(ctx, &csi.ControllerGetVolumeRequest{VolumeId: handle})
+		if err != nil || resp.GetVolume().GetCapacityBytes() != size {
+			return fmt.Errorf("volume %s: %v, %w; want %d bytes", handle, resp, err, size)
+		}
+	}
 	return nil
 }
 
@@ -314,6 +384,14 @@ func (l *life) whole() []step {
 	}
 }
 
+// copied is a life with a snapshot, a restored volume and growth in it.
+func (l *life) copied() []step {
+	return []step{
+		l.create, l.stage, l.publish, l.write, l.keep, l.keep, l.unpublish, l.unstage, l.restore, l.restore, l.grow, l.grow,
+		l.stage, l.publish, l.verify, l.unpublish, l.unstage, l.forget, l.delete,
+	}
+}
+
 // TestKilledAtEveryStep kills the driver before each durable step of a volume's life in turn. After each death a new
 // process must show every acknowledged volume and no half one, the interrupted call must succeed when it is repeated,
 // synced data must be there, and in the end nothing is left (ST-023).
@@ -324,29 +402,43 @@ func TestKilledAtEveryStep(t *testing.T) {
 			if !slices.Contains(kinds, shape.name) {
 				continue // the steps are the same on every file system; each kind is killed on one, each file system sees one
 			}
-			t.Run(fsType+"/"+shape.name, func(t *testing.T) {
-				killAt := 1
-				for ; lifeWithDeath(t, pool, shape, killAt); killAt++ {
-					pooltest.ExpectNothingLeft(t, pool)
-					if t.Failed() {
-						t.Fatalf("the driver had been killed before step %d", killAt)
-					}
-				}
-				t.Logf("killed at each of %d steps", killAt-1)
-				pooltest.ExpectNothingLeft(t, pool)
-			})
+			killedAtEveryStep(t, pool, fsType+"/"+shape.name, shape, (*life).whole)
 		}
 	}
 }
 
+// TestCopiesKilledAtEveryStep is the same for snapshots, restored volumes and growth.
+func TestCopiesKilledAtEveryStep(t *testing.T) {
+	pool := pooltest.FileSystem(t, "xfs", 4<<30)
+	for _, shape := range shapes() {
+		if shape.name != "files" { // in which growth is the same as in a disk
+			killedAtEveryStep(t, pool, shape.name, shape, (*life).copied)
+		}
+	}
+}
+
+func killedAtEveryStep(t *testing.T, pool, name string, shape shape, steps func(*life) []step) {
+	t.Run(name, func(t *testing.T) {
+		killAt := 1
+		for ; lifeWithDeath(t, pool, shape, killAt, steps); killAt++ {
+			pooltest.ExpectNothingLeft(t, pool)
+			if t.Failed() {
+				t.Fatalf("the driver had been killed before step %d", killAt)
+			}
+		}
+		t.Logf("killed at each of %d steps", killAt-1)
+		pooltest.ExpectNothingLeft(t, pool)
+	})
+}
+
 // lifeWithDeath reports whether the driver really died before step killAt; false means that a life has fewer steps.
-func lifeWithDeath(t *testing.T, pool string, shape shape, killAt int) bool {
+func lifeWithDeath(t *testing.T, pool string, shape shape, killAt int, steps func(*life) []step) bool {
 	p := newProcess(t, pool)
 	defer p.kill()
 	p.start(killAt)
 	l := &life{p: p, shape: shape, name: "v"}
 	died := false
-	for i, step := range l.whole() {
+	for i, step := range steps(l) {
 		err := p.call(step)
 		if errors.Is(err, errDied) || (p.dead() && !died) {
 			died = true

@@ -23,6 +23,7 @@ import (
 	"podvirt.dev/csi-hostpath/internal/mounts"
 	"podvirt.dev/csi-hostpath/internal/pool"
 	"podvirt.dev/csi-hostpath/internal/poolconfig"
+	"podvirt.dev/csi-hostpath/internal/quiesce"
 	"podvirt.dev/csi-hostpath/internal/registration"
 	"podvirt.dev/csi-hostpath/internal/status"
 	"podvirt.dev/internal/cli"
@@ -41,6 +42,7 @@ type Config struct {
 	PoolsFile       string
 	OSPaths         []string
 	Scratch         string
+	PodsDir         string
 	Kubeconfig      string
 	StatusAddress   string
 	Verbosity       int
@@ -57,6 +59,7 @@ func (c *Config) flags() *pflag.FlagSet {
 	set.StringSliceVar(&c.OSPaths, "os-path", []string{"/", "/var/lib/kubelet", "/var/lib/containerd"},
 		"paths on file systems that a pool must not share")
 	set.StringVar(&c.Scratch, "scratch", "/run/podvirt-csi-hostpath", "private directory for mounts while volumes are made")
+	set.StringVar(&c.PodsDir, "pods-dir", "/var/lib/kubelet/pods", "where kubelet keeps Pods: launchers listen in their volumes")
 	set.StringVar(&c.Kubeconfig, "kubeconfig", "", "how to reach the API server; empty: the service account of the Pod")
 	set.StringVar(&c.StatusAddress, "status-address", ":9443", "where health and metrics are served by HTTPS; empty: nowhere")
 	set.IntVarP(&c.Verbosity, "verbosity", "v", 2, "log detail, 0 to 9")
@@ -111,16 +114,29 @@ func serve(ctx context.Context, config Config, hook fault.Hook) error {
 		Node: config.Node, AdoptBelow: filepath.Join(config.PoolsRoot, "pools"), Scratch: config.Scratch, OSPaths: config.OSPaths, Fault: hook,
 	})
 	configured := make(chan struct{})
-	parts, claims, err := configuration(ctx, config, pools, configured)
+	parts, client, err := configuration(ctx, config, pools, configured)
 	if err != nil {
 		return err
 	}
 	metrics := status.New(cli.Version, pools)
-	csiDriver, err := driver.New(driver.Options{
-		Node: config.Node, Version: cli.Version, Socket: config.Socket, Pools: pools, Claims: claims, Fault: hook, Observe: metrics.Observe,
-	})
+	options := driver.Options{
+		Node: config.Node, Version: cli.Version, Socket: config.Socket, Pools: pools, Fault: hook, Observe: metrics.Observe,
+		Guests: quiesce.Guests{Pods: config.PodsDir},
+	}
+	if client != nil {
+		options.Claims, options.Quiesced = client, client.Quiesced
+	}
+	csiDriver, err := driver.New(options)
 	if err != nil {
 		return err
+	}
+	if client != nil {
+		parts = append(parts, func(ctx context.Context) error {
+			if !arrived(ctx, configured) {
+				return nil
+			}
+			return client.Resize(ctx, csiDriver.Expand)
+		})
 	}
 	answering := make(chan struct{})
 	parts = append(parts,
@@ -153,7 +169,7 @@ func serve(ctx context.Context, config Config, hook fault.Hook) error {
 // the first pools were applied.
 func configuration(
 	ctx context.Context, config Config, pools *pool.Manager, configured chan struct{},
-) ([]func(context.Context) error, driver.Claims, error) {
+) ([]func(context.Context) error, *cluster.Client, error) {
 	if config.PoolsFile != "" {
 		text, err := os.ReadFile(config.PoolsFile)
 		if err != nil {

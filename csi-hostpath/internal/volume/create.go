@@ -13,7 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podvirt.dev/csi-hostpath/internal/filesystem"
-	"podvirt.dev/csi-hostpath/internal/mounts"
 	"podvirt.dev/internal/atomicfile"
 )
 
@@ -41,6 +40,12 @@ type Request struct {
 	FSType     string
 	DirectIO   string
 	Parameters map[string]string
+	// Origin is what the volume begins as; the zero value: blank. Its content, mode and file system are the volume's.
+	Origin Origin
+	// Copy forbids to share blocks with the origin, Share to do without.
+	Copy, Share bool
+	// Hold is called around the moment at which the origin is read, when it is a volume in use; nil: nobody writes it.
+	Hold Hold
 }
 
 // Round returns the size a volume really gets for a size asked for.
@@ -58,11 +63,11 @@ func (r Request) Promise() int64 {
 // Find returns the volume that was made by an equal request, or [ErrNotFound]; [ErrIncompatible] where the name is
 // taken by something else.
 func (s *Store) Find(r Request) (Volume, error) {
-	existing, ok := s.byName(r.Name)
+	existing, ok := s.byName(s.volumes, r.Name)
 	if !ok {
 		return Volume{}, fmt.Errorf("%w: %s", ErrNotFound, r.Name)
 	}
-	same := existing.Size == Round(r.Size) && existing.Content == r.Content && existing.Mode == r.Mode
+	same := existing.Size == Round(r.Size) && existing.Content == r.Content && existing.Mode == r.Mode && existing.Source == r.Origin.String()
 	if !same || !maps.Equal(existing.Parameters, r.Parameters) {
 		return Volume{}, fmt.Errorf("%w: %s has %d bytes, content %s, mode %s",
 			ErrIncompatible, r.Name, existing.Size, existing.Content, existing.Mode)
@@ -83,59 +88,77 @@ func (s *Store) Create(ctx context.Context, r Request) (Volume, error) {
 	meta := Meta{
 		Format: Format, UUID: uuid.NewString(), Name: r.Name, Claim: r.Claim, Size: Round(r.Size), Promised: r.Promise(),
 		Content: r.Content, Mode: r.Mode, Preallocation: r.Preallocation, FSType: r.FSType, DirectIO: r.DirectIO,
-		Source: "blank", Parameters: r.Parameters, State: StateReady, Created: time.Now().UTC().Truncate(time.Second),
+		Source: r.Origin.String(), Parameters: r.Parameters, State: StateReady, Created: time.Now().UTC().Truncate(time.Second),
 	}
-	building := s.dir(tmpDir, meta.UUID)
-	if err := s.build(ctx, building, meta); err != nil {
+	data := func(dir string) error { return s.makeData(ctx, dir, meta) }
+	if r.Origin != (Origin{}) {
+		data = func(dir string) error { return s.cloneInto(ctx, dir, &meta, r) }
+	}
+	return s.make(ctx, making{step: "create", kind: volumesDir, into: s.volumes, meta: &meta, data: data})
+}
+
+// making is something that is about to exist in the pool. data makes its content in a directory and may complete meta.
+type making struct {
+	step string // of its life: the first word of its durable steps
+	kind string // volumes/ or snapshots/
+	into map[string]Volume
+	meta *Meta
+	data func(dir string) error
+}
+
+// make builds aside, syncs and puts into place.
+func (s *Store) make(ctx context.Context, m making) (Volume, error) {
+	building, dir := s.dir(tmpDir, m.meta.UUID), s.dir(m.kind, m.meta.UUID)
+	if err := s.build(ctx, building, m); err != nil {
 		return Volume{}, errors.Join(noSpace(err), s.abandon(building))
 	}
-	volume := Volume{Meta: meta, Dir: s.dir(volumesDir, meta.UUID)}
-	if err := s.place(building, volume.Dir); err != nil {
+	if err := s.place(building, dir, m); err != nil {
 		return Volume{}, errors.Join(noSpace(err), s.abandon(building))
 	}
+	made := Volume{Meta: *m.meta, Dir: dir}
 	s.mu.Lock()
-	s.volumes[meta.UUID] = volume
+	m.into[made.UUID] = made
 	s.mu.Unlock()
-	if err := s.opts.Fault.At("create.answer"); err != nil {
+	if err := s.opts.Fault.At(m.step + ".answer"); err != nil {
 		return Volume{}, err
 	}
-	return volume, nil
+	return made, nil
 }
 
 // build makes the whole volume in dir and syncs it.
-func (s *Store) build(ctx context.Context, dir string, meta Meta) error {
+func (s *Store) build(ctx context.Context, dir string, m making) error {
 	steps := []struct {
 		name string
 		do   func() error
 	}{
-		{"create.mkdir", func() error { return os.Mkdir(dir, 0o700) }},
-		{"create.data", func() error { return s.makeData(ctx, dir, meta) }},
-		{"create.meta", func() error { return meta.write(dir) }},
-		{"create.sync", func() error { return errors.Join(atomicfile.SyncDir(dir), atomicfile.SyncDir(s.dir(tmpDir))) }},
+		{".mkdir", func() error { return os.Mkdir(dir, 0o700) }},
+		{".data", func() error { return m.data(dir) }},
+		{".meta", func() error { return m.meta.write(dir) }},
+		{".sync", func() error { return errors.Join(atomicfile.SyncDir(dir), atomicfile.SyncDir(s.dir(tmpDir))) }},
 	}
 	for _, step := range steps {
-		if err := errors.Join(s.opts.Fault.At(step.name), ctx.Err()); err != nil {
-			return fmt.Errorf("%s: %w", step.name, err)
+		if err := errors.Join(s.opts.Fault.At(m.step+step.name), ctx.Err()); err != nil {
+			return fmt.Errorf("%s%s: %w", m.step, step.name, err)
 		}
 		if err := step.do(); err != nil {
-			return fmt.Errorf("%s: %w", step.name, err)
+			return fmt.Errorf("%s%s: %w", m.step, step.name, err)
 		}
 	}
 	return nil
 }
 
-// place is the moment at which the volume begins to exist.
-func (s *Store) place(from, to string) error {
-	if err := s.opts.Fault.At("create.rename"); err != nil {
+// place is the moment at which the volume or snapshot begins to exist.
+func (s *Store) place(from, to string, m making) error {
+	if err := s.opts.Fault.At(m.step + ".rename"); err != nil {
 		return err
 	}
 	if err := os.Rename(from, to); err != nil {
 		return err
 	}
-	if err := s.opts.Fault.At("create.renamed"); err != nil {
+	if err := s.opts.Fault.At(m.step + ".renamed"); err != nil {
 		return errors.Join(err, os.Rename(to, from))
 	}
-	if err := errors.Join(atomicfile.SyncDir(s.dir(volumesDir)), atomicfile.SyncDir(s.dir(tmpDir))); err != nil {
+	if err := errors.Join(atomicfile.SyncDir(s.dir(m.kind)), atomicfile.SyncDir(s.dir(tmpDir))); err != nil {
 		return errors.Join(err, os.Rename(to, from))
 	}
 	return nil
@@ -175,32 +198,23 @@ func (s *Store) makeImage(ctx context.Context, dir string, meta Meta) error {
 }
 
 // makeDiskInside puts disk.img into a new file-system image.
-func (s *Store) makeDiskInside(ctx context.Context, image string, meta Meta) (err error) {
-	if err := os.MkdirAll(s.opts.Scratch, 0o700); err != nil {
-		return err
-	}
-	at, err := os.MkdirTemp(s.opts.Scratch, "image.")
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, mounts.RemovePoint(at)) }()
-	if err := filesystem.MountImage(image, at, filesystem.MountOptions{Type: meta.FSType}); err != nil {
-		return err
-	}
-	if err := s.opts.Fault.At("create.disk"); err != nil {
-		return err
-	}
-	room, err := filesystem.Room(at)
-	if err != nil {
-		return err
-	}
-	if room < meta.Size {
-		return fmt.Errorf("an image of %d bytes has room for %d only, %d are needed", meta.Promised, room, meta.Size)
-	}
-	if err := makeFile(ctx, filepath.Join(at, diskFile), meta.Size, meta.Preallocation); err != nil {
-		return err
-	}
-	return atomicfile.SyncDir(at)
+func (s *Store) makeDiskInside(ctx context.Context, image string, meta Meta) error {
+	return s.mounted(Volume{Meta: meta, Dir: filepath.Dir(image)}, func(at string) error {
+		if err := s.opts.Fault.At("create.disk"); err != nil {
+			return err
+		}
+		room, err := filesystem.Room(at)
+		if err != nil {
+			return err
+		}
+		if room < meta.Size {
+			return fmt.Errorf("an image of %d bytes has room for %d only, %d are needed", meta.Promised, room, meta.Size)
+		}
+		if err := makeFile(ctx, filepath.Join(at, diskFile), meta.Size, meta.Preallocation); err != nil {
+			return err
+		}
+		return atomicfile.SyncDir(at)
+	})
 }
 
 // makeFile makes a raw image of exactly size bytes for the launcher's user and syncs it.
@@ -211,20 +225,21 @@ func makeFile(ctx context.Context, name string, size int64, preallocation Preall
 	}
 	err = errors.Join(f.Truncate(size), f.Chown(launcherID, launcherID), f.Chmod(0o660))
 	if err == nil {
-		err = preallocate(ctx, f, size, preallocation)
+		err = preallocate(ctx, f, 0, size, preallocation)
 	}
 	return errors.Join(err, f.Sync(), f.Close())
 }
 
-func preallocate(ctx context.Context, f *os.File, size int64, how Preallocation) error {
+// preallocate reserves the blocks of a file from an offset to its end.
+func preallocate(ctx context.Context, f *os.File, from, size int64, how Preallocation) error {
 	switch how {
 	case PreallocateFalloc:
-		if err := unix.Fallocate(int(f.Fd()), 0, 0, size); err != nil {
-			return fmt.Errorf("preallocating %d bytes: %w", size, err)
+		if err := unix.Fallocate(int(f.Fd()), 0, from, size-from); err != nil {
+			return fmt.Errorf("preallocating %d bytes: %w", size-from, err)
 		}
 	case PreallocateFull:
 		zeros := make([]byte, zeroChunk)
-		for at := int64(0); at < size; at += zeroChunk {
+		for at := from; at < size; at += zeroChunk {
 			if err := ctx.Err(); err != nil {
 				return err
 			}

@@ -30,6 +30,7 @@ const (
 	poolFile    = "pool.json"
 	lockFile    = "lock"
 	volumesDir  = "volumes"
+	snapsDir    = "snapshots"
 	tmpDir      = "tmp"
 	trashDir    = "trash"
 	metaFile    = "meta.json"

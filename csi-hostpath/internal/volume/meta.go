@@ -18,7 +18,7 @@ const Format = 1
 // State is the stage of life of a volume (storage.md 2.8).
 type State string
 
-// States. A volume appears below volumes/ already whole, so blank ones are never anything but ready.
+// States. A volume or snapshot appears below volumes/ already whole, so blank ones are never anything but ready.
 const (
 	StateCreating State = "creating"
 	StateFilling  State = "filling"
@@ -83,7 +83,9 @@ type Meta struct {
 	Preallocation Preallocation     `json:"preallocation"`
 	FSType        string            `json:"fsType,omitempty"` // of fs.img; empty: no image
 	DirectIO      string            `json:"directIO"`
-	Source        string            `json:"source"`
+	Source        string            `json:"source"`           // blank, or an [Origin]
+	Family        string            `json:"family,omitempty"` // uuid of the first of those that may share blocks
+	Shared        int64             `json:"shared,omitempty"` // bytes that were the origin's in the beginning
 	Parameters    map[string]string `json:"parameters,omitempty"`
 	State         State             `json:"state"`
 	Created       time.Time         `json:"created"`

@@ -25,11 +25,18 @@ const (
 
 // Delete removes a volume. It is gone for good when Delete returns; its blocks are freed in the background by
 // [Store.Run]. A volume that is not there is no error; a damaged one is refused with [ErrDamaged].
-func (s *Store) Delete(id string) error {
+func (s *Store) Delete(id string) error { return s.remove(volumesDir, s.volumes, id, s.Get) }
+
+// DeleteSnapshot is Delete for a snapshot.
+func (s *Store) DeleteSnapshot(id string) error {
+	return s.remove(snapsDir, s.snapshots, id, s.Snapshot)
+}
+
+func (s *Store) remove(kind string, from map[string]Volume, id string, get func(string) (Volume, error)) error {
 	if err := s.Check(); err != nil {
 		return err
 	}
-	volume, err := s.Get(id)
+	volume, err := get(id)
 	switch {
 	case errors.Is(err, ErrNotFound):
 		return nil
@@ -43,12 +50,12 @@ func (s *Store) Delete(id string) error {
 		return err
 	}
 	s.mu.Lock()
-	delete(s.volumes, id)
+	delete(from, id)
 	s.mu.Unlock()
 	if err := s.opts.Fault.At("delete.sync"); err != nil {
 		return err
 	}
-	if err := errors.Join(atomicfile.SyncDir(s.dir(volumesDir)), atomicfile.SyncDir(s.dir(trashDir))); err != nil {
+	if err := errors.Join(atomicfile.SyncDir(s.dir(kind)), atomicfile.SyncDir(s.dir(trashDir))); err != nil {
 		return err
 	}
 	s.wakeRemover()

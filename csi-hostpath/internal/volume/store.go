@@ -62,8 +62,9 @@ type Store struct {
 	lock       *os.File
 	trashed    chan struct{}
 
-	mu      sync.Mutex
-	volumes map[string]Volume // by uuid
+	mu        sync.Mutex
+	volumes   map[string]Volume // by uuid
+	snapshots map[string]Volume // by uuid
 }
 
 // Open takes the pool at opts.Path: makes it one if it is an empty directory, locks it, measures what its file system
@@ -90,7 +91,7 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 	}
 	store := &Store{
 		opts: opts, identity: identity, fileSystem: fileSystem, device: stat.Dev, lock: lock,
-		trashed: make(chan struct{}, 1), volumes: map[string]Volume{},
+		trashed: make(chan struct{}, 1), volumes: map[string]Volume{}, snapshots: map[string]Volume{},
 	}
 	if err := store.load(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %w", ErrNotReady, err), lock.Close())
@@ -144,25 +145,50 @@ func (s *Store) List() []Volume {
 	return slices.SortedFunc(maps.Values(s.volumes), func(a, b Volume) int { return strings.Compare(a.UUID, b.UUID) })
 }
 
-// Empty reports whether the pool holds no volume and nothing that is being removed.
+// Snapshot returns a snapshot by uuid, or [ErrNotFound].
+func (s *Store) Snapshot(id string) (Volume, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	snapshot, ok := s.snapshots[id]
+	if !ok {
+		return Volume{}, fmt.Errorf("%w: snapshot %s/%s", ErrNotFound, s.identity.ID, id)
+	}
+	return snapshot, nil
+}
+
+// Snapshots returns all snapshots, damaged ones too, ordered by uuid.
+func (s *Store) Snapshots() []Volume {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.SortedFunc(maps.Values(s.snapshots), func(a, b Volume) int { return strings.Compare(a.UUID, b.UUID) })
+}
+
+// Empty reports whether the pool holds no volume, no snapshot and nothing that is being removed.
 func (s *Store) Empty() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	trash, err := os.ReadDir(s.dir(trashDir))
-	return err == nil && len(trash) == 0 && len(s.volumes) == 0
+	return err == nil && len(trash) == 0 && len(s.volumes) == 0 && len(s.snapshots) == 0
 }
 
-// HasVolumes reports whether a pool that is not open holds volumes.
+// HasVolumes reports whether a pool that is not open holds volumes or snapshots.
 func HasVolumes(path string) (bool, error) {
-	entries, err := os.ReadDir(filepath.Join(path, volumesDir))
-	return len(entries) > 0, err
+	volumes, err := os.ReadDir(filepath.Join(path, volumesDir))
+	if err != nil {
+		return false, err
+	}
+	snapshots, err := os.ReadDir(filepath.Join(path, snapsDir))
+	if errors.Is(err, fs.ErrNotExist) { // made by a version that knew none
+		err = nil
+	}
+	return len(volumes)+len(snapshots) > 0, err
 }
 
-// byName returns the volume that CreateVolume made under a name.
-func (s *Store) byName(name string) (Volume, bool) {
+// byName returns what was made under a name, of volumes or of snapshots.
+func (s *Store) byName(of map[string]Volume, name string) (Volume, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, volume := range s.volumes {
+	for _, volume := range of {
 		if volume.Name == name && volume.Problem == nil {
 			return volume, true
 		}
@@ -176,7 +202,7 @@ func (s *Store) dir(parts ...string) string {
 
 // load makes the tree whole and reads it.
 func (s *Store) load(ctx context.Context) error {
-	for _, name := range []string{volumesDir, tmpDir, trashDir} {
+	for _, name := range []string{volumesDir, snapsDir, tmpDir, trashDir} {
 		if err := os.MkdirAll(s.dir(name), 0o700); err != nil {
 			return err
 		}
@@ -192,23 +218,32 @@ func (s *Store) load(ctx context.Context) error {
 		return err
 	}
 	s.abilities = abilities
-	entries, err := os.ReadDir(s.dir(volumesDir))
-	if err != nil {
-		return err
-	}
-	for _, entry := range entries {
-		if uuid.Validate(entry.Name()) != nil {
-			klog.FromContext(ctx).Info("Something that is no volume lies in a pool", "path", s.dir(volumesDir, entry.Name()))
-			continue
+	for kind, found := range map[string]map[string]Volume{volumesDir: s.volumes, snapsDir: s.snapshots} {
+		if err := s.readAll(ctx, kind, found); err != nil {
+			return err
 		}
-		s.volumes[entry.Name()] = s.read(ctx, entry.Name())
 	}
 	s.wakeRemover()
 	return nil
 }
 
-func (s *Store) read(ctx context.Context, id string) Volume {
-	dir := s.dir(volumesDir, id)
+func (s *Store) readAll(ctx context.Context, kind string, found map[string]Volume) error {
+	entries, err := os.ReadDir(s.dir(kind))
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		if uuid.Validate(entry.Name()) != nil {
+			klog.FromContext(ctx).Info("Something that is no volume lies in a pool", "path", s.dir(kind, entry.Name()))
+			continue
+		}
+		found[entry.Name()] = s.read(ctx, kind, entry.Name())
+	}
+	return nil
+}
+
+func (s *Store) read(ctx context.Context, kind, id string) Volume {
+	dir := s.dir(kind, id)
 	meta, err := readMeta(dir)
 	volume := Volume{Meta: meta, Dir: dir, Problem: err}
 	volume.UUID = id

@@ -17,7 +17,7 @@ import (
 )
 
 // Socket is the path of the control socket in the container (vm.md 2.4).
-const Socket = api.PathRun + "/ctl.sock"
+const Socket = api.ControlSocket
 
 const (
 	prefix        = "/v1/"
