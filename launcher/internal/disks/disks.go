@@ -78,7 +78,7 @@ func (m Maker) prepare(ctx context.Context, o api.Disk) (domain.Disk, error) {
 			return d, err
 		}
 		d.DirectIO = directIO(d.Source)
-		return d, nil
+		return d, checkCache(d)
 	case o.Path == "" && o.Type == api.DiskTypeCDROM:
 		d.Format = "raw"
 		return d, nil // an empty drive
@@ -112,7 +112,18 @@ func (m Maker) open(ctx context.Context, d *domain.Disk) error {
 		}
 	}
 	d.DirectIO = directIO(d.Source)
-	return nil
+	return checkCache(*d)
+}
+
+// checkCache refuses what was asked for and the file system cannot give; without a word it would be writethrough.
+func checkCache(d domain.Disk) error {
+	if d.DirectIO || d.Options.Cache != "none" && d.Options.Cache != "directsync" {
+		return nil
+	}
+	key := api.Prefix + "disk." + d.Options.Name
+	return api.Errors{{
+		Key: key, Text: fmt.Sprintf("%s: cache=%s: the file system of %s has no O_DIRECT", key, d.Options.Cache, pathOf(d.Options)),
+	}}
 }
 
 // locate finds the file or device behind the path.

@@ -70,16 +70,16 @@ func (b *builder) place(disk *libvirtxml.DomainDisk, o api.Disk) error {
 		disk.Model, disk.Address = modern, b.address(diskKey(o.Name))
 	case "scsi":
 		if o.Name == SeedDisk {
-			disk.Address = drive(0, 1) // disks are unit 0 of their targets
+			disk.Address = drive(scsiUnits)
 		} else if place, known := b.host.Addresses[scsiKey(o.Name)]; known {
-			disk.Address = drive(place.Slot, 0)
+			disk.Address = drive(place.Slot)
 		}
 	case "sata":
 		port := b.sataPort(o.Name)
 		if port >= sataPorts {
 			return fmt.Errorf("%w: disk.%s: the SATA controller has %d ports; use bus=scsi", ErrUnsupported, o.Name, sataPorts)
 		}
-		disk.Address = drive(0, port)
+		disk.Address = drive(port)
 	}
 	return nil
 }

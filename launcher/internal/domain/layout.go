@@ -47,8 +47,8 @@ const (
 // SeedDisk is the name of the seed among the disks of a Host. No annotation can give it to a disk, for its underscore.
 const SeedDisk = "cloud_init"
 
-// scsiPrefix begins the keys of SCSI targets, which are the slots of their places.
-const scsiPrefix = "scsi-target."
+// scsiPrefix begins the keys of SCSI units, which are the slots of their places.
+const scsiPrefix = "scsi-unit."
 
 func diskKey(name string) string { return "disk." + name }
 func nicKey(name string) string  { return "nic." + name }
@@ -83,12 +83,15 @@ func pciRoom() room {
 	return room{firstFree, lastFree - firstFree + 1, 8, "no PCI slot is free; use bus=scsi"}
 }
 
-// scsiRoom are the targets of the virtio SCSI controller, whose addresses have a byte for them (virtio 1.3, 5.6.6.1).
+// scsiRoom are units of one target: libvirt's schema allows two digits of a target. 256 is what VM-074 asks for.
 func scsiRoom() room {
-	return room{0, 256, 1, "the SCSI controller has 256 targets, and all are taken"}
+	return room{0, scsiUnits, 1, "a VM has 256 SCSI disks at most"}
 }
 
-// NewLayout gives every virtio disk and NIC of the VM its place on the PCI bus, and every SCSI disk its target. Those in
+// scsiUnits end where a unit needs more than the simplest form of its number (SAM-5, 4.7.7.2).
+const scsiUnits = 256
+
+// NewLayout gives every virtio disk and NIC of the VM its place on the PCI bus, and every SCSI disk its unit. Those in
 // known keep theirs, a place that an option pci asks for comes next, and the others get a place drawn from their name, the
 // next free one where it is taken: without known the layout is a function of the names alone.
 func NewLayout(vm api.Machine, known Layout) (Layout, error) {
@@ -100,7 +103,7 @@ func NewLayout(vm api.Machine, known Layout) (Layout, error) {
 	if err := layout.place(wanted(vm), known, taken, pciRoom()); err != nil {
 		return nil, err
 	}
-	return layout, layout.place(wantedTargets(vm), known, map[Place]string{}, scsiRoom())
+	return layout, layout.place(wantedUnits(vm), known, map[Place]string{}, scsiRoom())
 }
 
 // place adds devices to the layout. taken are the places in the room that are somebody's, with their holders.
@@ -168,8 +171,8 @@ func wanted(vm api.Machine) []wantedPlace {
 	return list
 }
 
-// wantedTargets lists the disks on the SCSI bus, sorted.
-func wantedTargets(vm api.Machine) []wantedPlace {
+// wantedUnits lists the disks on the SCSI bus, sorted.
+func wantedUnits(vm api.Machine) []wantedPlace {
 	var list []wantedPlace
 	for _, d := range vm.Disks {
 		if d.Bus == "scsi" {
@@ -213,9 +216,9 @@ func (b *builder) address(key string) *libvirtxml.DomainAddress {
 
 // drive is the place of a disk on the first controller of its bus. libvirt would count over all disks, whatever their
 // bus, and add controllers of its own for what it takes to be the seventh on SATA and the eighth on SCSI.
-func drive(target, unit uint) *libvirtxml.DomainAddress {
+func drive(unit uint) *libvirtxml.DomainAddress {
 	return &libvirtxml.DomainAddress{Drive: &libvirtxml.DomainAddressDrive{
-		Controller: new(uint(0)), Bus: new(uint(0)), Target: new(target), Unit: new(unit),
+		Controller: new(uint(0)), Bus: new(uint(0)), Target: new(uint(0)), Unit: new(unit),
 	}}
 }
 

@@ -74,13 +74,13 @@ func TestLayoutLimits(t *testing.T) {
 	}
 }
 
-// TestSCSITargets: every disk has its own, the same whoever else is there, and the last is refused by name.
-func TestSCSITargets(t *testing.T) {
+// TestSCSIUnits: every disk has its own, the same whoever else is there, and the last is refused by name.
+func TestSCSIUnits(t *testing.T) {
 	m := api.Machine{}
 	for i := range 257 {
 		m.Disks = append(m.Disks, api.Disk{Name: fmt.Sprintf("d%03d", i), Bus: "scsi"})
 	}
-	if _, err := NewLayout(m, nil); err == nil || !strings.HasPrefix(err.Error(), "podvirt.dev/disk.d256: the SCSI controller has 256 targets") {
+	if _, err := NewLayout(m, nil); err == nil || !strings.HasPrefix(err.Error(), "podvirt.dev/disk.d256: a VM has 256 SCSI disks at most") {
 		t.Errorf("257 disks: %v", err)
 	}
 	m.Disks = m.Disks[:256]
@@ -88,17 +88,17 @@ func TestSCSITargets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	targets := map[uint]bool{}
+	units := map[uint]bool{}
 	for _, d := range m.Disks {
-		targets[all[scsiKey(d.Name)].Slot] = true
+		units[all[scsiKey(d.Name)].Slot] = true
 	}
-	if len(targets) != 256 {
-		t.Errorf("256 disks have %d targets", len(targets))
+	if len(units) != 256 {
+		t.Errorf("256 disks have %d units", len(units))
 	}
 	m.Disks = m.Disks[3:4]
 	alone, err := NewLayout(m, all)
-	if err != nil || alone["scsi-target.d003"] != all["scsi-target.d003"] {
-		t.Errorf("%v, %v; want target %v", alone, err, all["scsi-target.d003"])
+	if err != nil || alone["scsi-unit.d003"] != all["scsi-unit.d003"] {
+		t.Errorf("%v, %v; want unit %v", alone, err, all["scsi-unit.d003"])
 	}
 }
 
