@@ -46,7 +46,7 @@ func (f *foreignLogs) turn(logger klog.Logger) {
 	for _, path := range logs {
 		f.carry(logger.WithValues("program", "qemu"), path)
 	}
-	f.carry(logger.V(2).WithValues("program", "libvirt"), filepath.Join(libvirtRoot, "libvirt.log")) // it calls much an error
+	f.carry(logger.V(3).WithValues("program", "libvirt"), filepath.Join(libvirtRoot, "libvirt.log")) // it calls much an error
 }
 
 // carry logs the whole lines that a file has grown by.
