@@ -178,11 +178,10 @@ func checkNIC(p *parser, n *NIC) {
 	key := "nic." + n.Name
 	wrong := func(option, value, text string) { p.optionValue(key, option, value, text) }
 	switch {
-	case n.Name == PodNetwork:
-	case n.Binding == BindingMasquerade:
+	case n.Name == PodNetwork && n.Binding == BindingWire:
+		wrong("binding", string(n.Binding), NotOnPodNetwork)
+	case n.Name != PodNetwork && n.Binding == BindingMasquerade:
 		wrong("binding", string(n.Binding), "masquerade works only on the pod network; use wire")
-	case n.Binding == "": // wire, the default of secondary NICs
-		p.fail(key, Prefix+key+": "+OnlyPodNetwork)
 	}
 	checkMAC(p, key, n.MAC)
 	if n.Queues > 1 && n.Model != "" && n.Model != "virtio" && n.Model != "vmxnet3" && n.Model != "igb" {
@@ -201,8 +200,8 @@ func checkNIC(p *parser, n *NIC) {
 	}
 }
 
-// OnlyPodNetwork is what a secondary NIC is told as long as no binding for it is supported.
-const OnlyPodNetwork = "binding wire is " + NotYet + "; binding=none leaves the interface to the Pod"
+// NotOnPodNetwork is what is said of binding wire there.
+const NotOnPodNetwork = NotYet + " on the pod network; use masquerade"
 
 func checkMAC(p *parser, key, mac string) {
 	octets := strings.Split(mac, ":")

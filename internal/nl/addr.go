@@ -64,6 +64,14 @@ func (h *Handle) AddAddress(index int, prefix netip.Prefix) error {
 	return nil
 }
 
+// DeleteAddress takes an address off the interface.
+func (h *Handle) DeleteAddress(index int, prefix netip.Prefix) error {
+	if err := do(func() error { return h.raw.AddrDel(byIndex(index), &netlink.Addr{IPNet: ipNet(prefix)}) }); err != nil {
+		return fmt.Errorf("taking %s off link %d: %w", prefix, index, orNotFound(err))
+	}
+	return nil
+}
+
 // Routes returns the unicast routes of the main table, both families.
 func (h *Handle) Routes() ([]Route, error) {
 	var out []Route

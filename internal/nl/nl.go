@@ -9,6 +9,8 @@ import (
 	"io/fs"
 
 	"github.com/vishvananda/netlink"
+	rt "github.com/vishvananda/netlink/nl"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 )
 
@@ -22,6 +24,7 @@ const maxDumps = 50
 // Handle is a netlink socket in one network namespace. It is not for concurrent use.
 type Handle struct {
 	raw *netlink.Handle
+	own *rt.SocketHandle // for requests that the library does not know
 }
 
 // Open returns a handle for the network namespace of the calling thread. A goroutine that changed its namespace must
@@ -31,11 +34,19 @@ func Open() (*Handle, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening rtnetlink: %w", err)
 	}
-	return &Handle{raw: raw}, nil
+	socket, err := rt.GetNetlinkSocketAt(netns.None(), netns.None(), unix.NETLINK_ROUTE)
+	if err != nil {
+		raw.Close()
+		return nil, fmt.Errorf("opening rtnetlink: %w", err)
+	}
+	return &Handle{raw: raw, own: &rt.SocketHandle{Socket: socket}}, nil
 }
 
-// Close frees the socket.
-func (h *Handle) Close() { h.raw.Close() }
+// Close frees the sockets.
+func (h *Handle) Close() {
+	h.raw.Close()
+	h.own.Close()
+}
 
 // IsNotFound says whether err is about something that is not there, also where the kernel said so in its own words.
 func IsNotFound(err error) bool {

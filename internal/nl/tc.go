@@ -35,6 +35,20 @@ func (h *Handle) AddClsact(index int) error {
 	return nil
 }
 
+// HasClsact says whether the interface has the qdisc already.
+func (h *Handle) HasClsact(index int) (bool, error) {
+	qdiscs, err := dump(func() ([]netlink.Qdisc, error) { return h.raw.QdiscList(byIndex(index)) })
+	if err != nil {
+		return false, fmt.Errorf("listing qdiscs of link %d: %w", index, orNotFound(err))
+	}
+	for _, q := range qdiscs {
+		if q.Type() == "clsact" {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
 // DeleteClsact removes the qdisc with all its filters.
 func (h *Handle) DeleteClsact(index int) error {
 	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
@@ -55,6 +69,26 @@ func (h *Handle) AddBPF(index int, hook Hook, program int, name string) error {
 	}
 	if err := do(func() error { return h.raw.FilterAdd(filter) }); err != nil {
 		return fmt.Errorf("adding filter %s to link %d: %w", name, index, orNotFound(err))
+	}
+	return nil
+}
+
+// DeleteFilter removes the BPF filter of this name from a hook; it is no error when there is none.
+func (h *Handle) DeleteFilter(index int, hook Hook, name string) error {
+	raw, err := dump(func() ([]netlink.Filter, error) { return h.raw.FilterList(byIndex(index), uint32(hook)) })
+	if errors.Is(err, unix.EINVAL) || IsNotFound(err) {
+		return nil // no clsact, no link
+	}
+	if err != nil {
+		return fmt.Errorf("listing filters of link %d: %w", index, err)
+	}
+	for _, f := range raw {
+		if bpf, ok := f.(*netlink.BpfFilter); !ok || bpf.Name != name {
+			continue
+		}
+		if err := do(func() error { return h.raw.FilterDel(f) }); err != nil && !IsNotFound(err) {
+			return fmt.Errorf("deleting filter %s of link %d: %w", name, index, err)
+		}
 	}
 	return nil
 }

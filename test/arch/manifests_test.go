@@ -2,6 +2,7 @@ package arch
 
 import (
 	"bytes"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -10,11 +11,13 @@ import (
 
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/serializer"
 	"k8s.io/client-go/kubernetes/scheme"
 	"sigs.k8s.io/kustomize/api/krusty"
 	"sigs.k8s.io/kustomize/kyaml/filesys"
+	"sigs.k8s.io/yaml"
 
 	"podvirt.dev/api"
 	"podvirt.dev/api/podspec"
@@ -55,6 +58,28 @@ func checkVM(t *testing.T, where string, object runtime.Object) {
 	}
 }
 
+// network is a NetworkAttachmentDefinition, whose type is Multus' own.
+type network struct {
+	metav1.TypeMeta `json:",inline"`
+	Metadata        metav1.ObjectMeta `json:"metadata"`
+	Spec            struct {
+		Config string `json:"config"`
+	} `json:"spec"`
+}
+
+// checkNetwork wants a network of cni-bridge; the plugin's own tests call it with each documented configuration.
+func checkNetwork(t *testing.T, where string, text []byte) {
+	t.Helper()
+	var nad network
+	if err := yaml.UnmarshalStrict(text, &nad); err != nil {
+		t.Errorf("%s: %v\n%s", where, err, text)
+	}
+	var config struct{ Name, Type string }
+	if err := json.Unmarshal([]byte(nad.Spec.Config), &config); err != nil || config.Type != api.CNIType || config.Name == "" {
+		t.Errorf("%s: configuration %s: %v", where, nad.Spec.Config, err)
+	}
+}
+
 // TestDocumentedManifests decodes every YAML block of a page that holds Kubernetes objects.
 func TestDocumentedManifests(t *testing.T) {
 	block := regexp.MustCompile("(?ms)^```yaml\n(.*?)^```$")
@@ -79,6 +104,10 @@ func TestDocumentedManifests(t *testing.T) {
 					continue
 				}
 				found++
+				if bytes.Contains(document, []byte("\nkind: NetworkAttachmentDefinition\n")) {
+					checkNetwork(t, page, document)
+					continue
+				}
 				if object := decodeStrictly(t, page, document); object != nil {
 					checkVM(t, page, object)
 				}

@@ -56,6 +56,14 @@ func Plan(h *nl.Handle, spec Spec) ([]Step, journal.Entry, error) {
 		if err := unclaimed(h, made.Tap, made.Service); err != nil {
 			return nil, entry, err
 		}
+		if nic.Binding == api.BindingWire {
+			if made.Wire, err = wireRecord(h, nic); err != nil {
+				return nil, entry, err
+			}
+			entry.NICs = append(entry.NICs, made)
+			steps = append(steps, wireSteps(spec, nic, made)...)
+			continue
+		}
 		entry.NICs = append(entry.NICs, made)
 		settings, err := sysctls(nic)
 		if err != nil {
@@ -73,16 +81,19 @@ func Plan(h *nl.Handle, spec Spec) ([]Step, journal.Entry, error) {
 
 // record is what the journal keeps of a NIC.
 func record(spec Spec, nic NIC) (journal.NIC, error) {
+	guest4, guest6 := guestAddresses(nic)
 	alias, err := nicalias.NIC{
-		Name: nic.Name, Interface: nic.Interface, Binding: string(nic.Binding), MAC: nic.MAC, Guest4: nic.V4.Guest, Guest6: nic.V6.Guest,
+		Name: nic.Name, Interface: nic.Interface, Binding: string(nic.Binding), MAC: nic.MAC, Guest4: guest4, Guest6: guest6,
 		MultiQueue: !nic.SingleQueue, PortBase: spec.PortBase,
 	}.Encode()
 	if err != nil {
 		return journal.NIC{}, fault.Wrap(fault.Tap, "nic "+nic.Name, err)
 	}
-	rules, err := nat.CountRules(natSpec(spec, nic, nicalias.TapName(nic.Index)))
-	if err != nil {
-		return journal.NIC{}, fault.Wrap(fault.NAT, "nic "+nic.Name, err)
+	rules := 0
+	if nic.Binding == api.BindingMasquerade {
+		if rules, err = nat.CountRules(natSpec(spec, nic, nicalias.TapName(nic.Index))); err != nil {
+			return journal.NIC{}, fault.Wrap(fault.NAT, "nic "+nic.Name, err)
+		}
 	}
 	made := journal.NIC{
 		Alias: alias, Tap: nicalias.TapName(nic.Index), Service: nicalias.ServiceName(nic.Index), MAC: spec.GatewayMAC.String(), MTU: nic.MTU,
@@ -137,6 +148,11 @@ func unclaimed(h *nl.Handle, names ...string) error {
 }
 
 func nicSteps(spec Spec, nic NIC, made journal.NIC) []Step {
+	return append(tapSteps(spec, nic, made),
+		filterStep(nic, made), Step{"up", func(h *nl.Handle) error { return fault.Wrap(fault.Tap, "up", up(h, spec, nic, made)) }})
+}
+
+func tapSteps(spec Spec, nic NIC, made journal.NIC) []Step {
 	return []Step{
 		{"tap", func(h *nl.Handle) error {
 			return fault.Wrap(fault.Tap, made.Tap, addTap(h, made.Tap, made.Alias, nl.Tap{MultiQueue: !nic.SingleQueue}, spec.Owner))
@@ -145,16 +161,25 @@ func nicSteps(spec Spec, nic NIC, made journal.NIC) []Step {
 			return fault.Wrap(fault.Tap, made.Service, addTap(h, made.Service, nicalias.Service(), nl.Tap{}, spec.Owner))
 		}},
 		{"tap settings", func(h *nl.Handle) error { return fault.Wrap(fault.Tap, made.Tap, configure(h, spec, nic, made)) }},
-		{"filter", func(h *nl.Handle) error {
-			tap, err1 := h.Link(made.Tap)
-			service, err2 := h.Link(made.Service)
-			if err := errors.Join(err1, err2); err != nil {
-				return fault.Wrap(fault.NAT, "filter", err)
-			}
-			return fault.Wrap(fault.NAT, "filter", filter.Attach(h, tap.Index, service.Index, filter.Take{DHCP: nic.DHCP, RA: nic.RA}))
-		}},
-		{"up", func(h *nl.Handle) error { return fault.Wrap(fault.Tap, "up", up(h, spec, nic, made)) }},
 	}
+}
+
+func filterStep(nic NIC, made journal.NIC) Step {
+	return Step{"filter", func(h *nl.Handle) error {
+		tap, err1 := h.Link(made.Tap)
+		service, err2 := h.Link(made.Service)
+		links := filter.Links{Tap: tap.Index, Service: service.Index}
+		var err3 error
+		if made.Wire != nil {
+			var pod nl.Link
+			pod, err3 = h.Link(made.Wire.Interface)
+			links.Pod = pod.Index
+		}
+		if err := errors.Join(err1, err2, err3); err != nil {
+			return fault.Wrap(fault.NAT, "filter", err)
+		}
+		return fault.Wrap(fault.NAT, "filter", filter.Attach(h, links, filter.Take{DHCP: nic.DHCP, RA: nic.RA}))
+	}}
 }
 
 // addTap marks the tap as ours before anything else, so that DEL without a journal knows it.
@@ -187,7 +212,7 @@ func configure(h *nl.Handle, spec Spec, nic NIC, made journal.NIC) error {
 		h.Set(tap.Index, nl.Changes{MAC: spec.GatewayMAC, MTU: nic.MTU}),
 		h.Set(service.Index, nl.Changes{MTU: nic.MTU}),
 		quiet(made.Tap, nic.V6.On()),
-		quiet(made.Service, false),
+		quiet(made.Service, made.Wire != nil && hasIPv6(nic)),
 	)
 }
 
@@ -216,7 +241,7 @@ func up(h *nl.Handle, spec Spec, nic NIC, made journal.NIC) error {
 func Undo(h *nl.Handle, entry journal.Entry) error {
 	errs := []error{nat.Delete(), restore(entry.Sysctls)}
 	for _, nic := range slices.Backward(entry.NICs) {
-		errs = append(errs, remove(h, nic.Service), remove(h, nic.Tap))
+		errs = append(errs, unwire(h, nic.Wire), remove(h, nic.Service), remove(h, nic.Tap))
 	}
 	return fault.Wrap(fault.Undo, "undo incomplete", errors.Join(errs...))
 }
@@ -229,6 +254,9 @@ func Clean(h *nl.Handle) error {
 	}
 	errs := []error{nat.Delete()}
 	for _, link := range links {
+		for name, hook := range filter.Names() {
+			errs = append(errs, h.DeleteFilter(link.Index, hook, name))
+		}
 		if ours(link) {
 			errs = append(errs, remove(h, link.Name))
 		}

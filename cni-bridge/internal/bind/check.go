@@ -22,6 +22,13 @@ func Differences(h *nl.Handle, entry journal.Entry) ([]string, error) {
 			return nil, err
 		}
 		out = append(out, lines...)
+		if nic.Wire == nil {
+			continue
+		}
+		if lines, err = wireDifferences(h, nic.Wire); err != nil {
+			return nil, err
+		}
+		out = append(out, lines...)
 	}
 	for _, s := range entry.Sysctls {
 		if now, err := read(s.Path); err != nil || now != s.After {

@@ -27,6 +27,9 @@ const (
 	Binding     Code = 101
 	Kernel      Code = 102
 	MACConflict Code = 103
+	Bridge      Code = 104
+	Uplink      Code = 105 // or master
+	VLAN        Code = 106
 	Overlap     Code = 107
 	Tap         Code = 108
 	NAT         Code = 109
@@ -56,6 +59,13 @@ func Wrap(code Code, doing string, err error) error {
 		code = has.Code
 	}
 	return &Error{Code: code, Message: oneLine(doing + ": " + err.Error()), cause: err}
+}
+
+// Recode returns err with another code: that of the question it answers.
+func Recode(code Code, err error) error {
+	f := Of(err)
+	f.Code = code
+	return f
 }
 
 // Error returns the message.

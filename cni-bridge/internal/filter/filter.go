@@ -1,6 +1,7 @@
 // Package filter moves the frames that concern the launcher between a guest tap and its service tap (network.md 2.8):
 // the guest's DHCPv4, DHCPv6 and router solicitations go to the service tap, and everything the launcher writes there
-// goes to the guest. It hangs one small BPF program on each tap, or u32 filters where the kernel refuses BPF.
+// goes to the guest. With binding wire it carries all other frames between tap and Pod interface. It hangs small BPF
+// programs on the interfaces, or u32 filters where the kernel refuses BPF.
 package filter
 
 import (
@@ -19,6 +20,8 @@ import (
 const (
 	NameTap     = "podvirt_tap"
 	NameService = "podvirt_svc"
+	NamePod     = "podvirt_pod"
+	NameSilence = "podvirt_sil"
 )
 
 // Take says which of the guest's frames the launcher answers.
@@ -27,15 +30,27 @@ type Take struct {
 	RA   bool // router solicitations
 }
 
-// Attach connects the two taps, given by their indexes, in the network namespace of h.
-func Attach(h *nl.Handle, tap, service int, take Take) error {
-	if err := errors.Join(h.AddClsact(tap), h.AddClsact(service)); err != nil {
+// Links are the indexes of what is connected.
+type Links struct {
+	Tap, Service int
+	Pod          int // of the Pod interface that the guest owns (binding wire); 0: the Pod's stack has the guest's frames
+}
+
+// Attach connects the links in the network namespace of h. The Pod interface must have its clsact already: it may be
+// somebody else's.
+func Attach(h *nl.Handle, links Links, take Take) error {
+	if err := errors.Join(h.AddClsact(links.Tap), h.AddClsact(links.Service)); err != nil {
 		return err
 	}
-	if err := attachBPF(h, tap, service, take); err == nil || !refused(err) {
+	if err := attachBPF(h, links, take); err == nil || !refused(err) {
 		return err
 	}
-	return attachU32(h, tap, service, take)
+	return attachU32(h, links, take)
+}
+
+// Names are those of the filters on a Pod interface, which go by themselves with taps but not with it.
+func Names() map[string]nl.Hook {
+	return map[string]nl.Hook{NamePod: nl.Ingress, NameSilence: nl.Egress}
 }
 
 // refused says that the kernel has no BPF for us, so that the other way is worth trying. ENOENT is what adding a filter of a kind
@@ -44,20 +59,29 @@ func refused(err error) bool {
 	return errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSYS) || errors.Is(err, ebpf.ErrNotSupported) || errors.Is(err, unix.ENOENT)
 }
 
-func attachBPF(h *nl.Handle, tap, service int, take Take) error {
-	for _, p := range []struct {
-		link int
-		name string
-		code asm.Instructions
-	}{
-		{tap, NameTap, tapProgram(service, take)},
-		{service, NameService, append(redirectTo(tap), asm.Return())},
-	} {
+type program struct {
+	link int
+	hook nl.Hook
+	name string
+	code asm.Instructions
+}
+
+func attachBPF(h *nl.Handle, links Links, take Take) error {
+	programs := []program{
+		{links.Tap, nl.Ingress, NameTap, tapProgram(links, take)},
+		{links.Service, nl.Ingress, NameService, append(redirectTo(links.Tap), asm.Return())},
+	}
+	if links.Pod != 0 {
+		programs = append(programs,
+			program{links.Pod, nl.Ingress, NamePod, append(redirectTo(links.Tap), asm.Return())},
+			program{links.Pod, nl.Egress, NameSilence, silenceProgram()})
+	}
+	for _, p := range programs {
 		program, err := load(p.name, p.code)
 		if err != nil {
 			return err
 		}
-		err = h.AddBPF(p.link, nl.Ingress, program.FD(), p.name)
+		err = h.AddBPF(p.link, p.hook, program.FD(), p.name)
 		if err := errors.Join(err, program.Close()); err != nil {
 			return err
 		}
@@ -94,17 +118,41 @@ const (
 	routerSolicitation = 133
 )
 
-// tapProgram passes every frame but those to take. LD_ABS and LD_IND read network byte order from the frame, which
-// register 6 must point to, and end the program with 0 (TC_ACT_OK: pass) where the frame is too short.
-func tapProgram(service int, take Take) asm.Instructions {
+// guestMark is on frames that come from the guest, until they leave the namespace: skb->mark, whose offset in struct
+// __sk_buff is markOffset.
+const (
+	guestMark  = 0x70766d
+	markOffset = 8
+	vlanOffset = 20 // vlan_present
+)
+
+// silenceProgram keeps what the Pod's own stack sends off an interface that the guest owns: neighbour discovery, multicast
+// reports, and answers that would compete with the guest's.
+func silenceProgram() asm.Instructions {
+	const drop, shot = "drop", 2 // TC_ACT_SHOT
+	return asm.Instructions{
+		asm.LoadMem(asm.R2, asm.R1, markOffset, asm.Word),
+		asm.JNE.Imm(asm.R2, guestMark, drop),
+		asm.Mov.Imm(asm.R0, 0),
+		asm.Return(),
+		asm.Mov.Imm(asm.R0, shot).WithSymbol(drop),
+		asm.Return(),
+	}
+}
+
+// tapProgram passes every frame but those to take: to the Pod's stack, or out by the Pod interface. LD_ABS and LD_IND read
+// network byte order from the frame, which register 6 must point to, and end the program with 0 (TC_ACT_OK: pass) where the
+// frame is too short.
+func tapProgram(links Links, take Take) asm.Instructions {
 	const pass, v4, v6, v6udp, taken = "pass", "v4", "v6", "v6udp", "taken"
 	code := asm.Instructions{
 		asm.Mov.Reg(asm.R6, asm.R1),
+		asm.LoadMem(asm.R0, asm.R6, vlanOffset, asm.Word),
+		asm.JNE.Imm(asm.R0, 0, pass), // inside the guest's own VLANs nobody is answered
 		asm.LoadAbs(ethType, asm.Half),
 		asm.JEq.Imm(asm.R0, unix.ETH_P_IP, v4),
 		asm.JEq.Imm(asm.R0, unix.ETH_P_IPV6, v6),
-		asm.Mov.Imm(asm.R0, 0).WithSymbol(pass),
-		asm.Return(),
+		asm.Ja.Label(pass),
 
 		asm.LoadAbs(ipv4Proto, asm.Byte).WithSymbol(v4),
 		asm.JNE.Imm(asm.R0, unix.IPPROTO_UDP, pass),
@@ -129,9 +177,16 @@ func tapProgram(service int, take Take) asm.Instructions {
 		asm.JEq.Imm(asm.R0, when(take.DHCP, dhcpv6Server), taken),
 		asm.Ja.Label(pass),
 	}
-	out := redirectTo(service)
+	out := redirectTo(links.Service)
 	out[0] = out[0].WithSymbol(taken)
-	return append(append(code, out...), asm.Return())
+	code = append(append(code, out...), asm.Return())
+	rest := asm.Instructions{asm.Mov.Imm(asm.R0, 0)}
+	if links.Pod != 0 {
+		rest = append(asm.Instructions{asm.Mov.Imm(asm.R2, guestMark), asm.StoreMem(asm.R6, markOffset, asm.R2, asm.Word)},
+			redirectTo(links.Pod)...)
+	}
+	rest[0] = rest[0].WithSymbol(pass)
+	return append(append(code, rest...), asm.Return())
 }
 
 // redirectTo sends the frame out of another interface; the helper's result is the program's.
@@ -153,7 +208,8 @@ func when(wanted bool, value int32) int32 {
 
 // attachU32 does the same with word comparisons from the network header on. It takes IPv4 without options only, which
 // is what DHCP clients send.
-func attachU32(h *nl.Handle, tap, service int, take Take) error {
+func attachU32(h *nl.Handle, links Links, take Take) error {
+	tap, service := links.Tap, links.Service
 	udp4 := nl.Key{Offset: 8, Mask: 0x00ff0000, Value: unix.IPPROTO_UDP << 16}
 	next6 := func(protocol uint32) nl.Key { return nl.Key{Offset: 4, Mask: 0x0000ff00, Value: protocol << 8} }
 	rows := []struct {
@@ -174,5 +230,10 @@ func attachU32(h *nl.Handle, tap, service int, take Take) error {
 			return err
 		}
 	}
-	return h.AddRedirect(nl.Redirect{From: service, To: tap, Protocol: unix.ETH_P_ALL, Priority: 1})
+	if err := h.AddRedirect(nl.Redirect{From: service, To: tap, Protocol: unix.ETH_P_ALL, Priority: 1}); err != nil || links.Pod == 0 {
+		return err
+	}
+	return errors.Join(
+		h.AddRedirect(nl.Redirect{From: links.Pod, To: tap, Protocol: unix.ETH_P_ALL, Priority: 1}),
+		h.AddRedirect(nl.Redirect{From: tap, To: links.Pod, Protocol: unix.ETH_P_ALL, Priority: uint16(len(rows) + 1)}))
 }

@@ -24,7 +24,7 @@ func TestWithoutBPF(t *testing.T) {
 			index[name] = link.Index
 			must(t, errors.Join(h.Set(link.Index, nl.Changes{Up: true}), h.AddClsact(link.Index)))
 		}
-		must(t, attachU32(h, index["tap0"], index["svc0"], Take{DHCP: true, RA: true}))
+		must(t, attachU32(h, Links{Tap: index["tap0"], Service: index["svc0"]}, Take{DHCP: true, RA: true}))
 		var err1, err2 error
 		guest, err1 = nl.OpenTap("tap0", 0)
 		service, err2 = nl.OpenTap("svc0", 0)

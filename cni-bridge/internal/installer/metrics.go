@@ -83,6 +83,7 @@ func (m *Metrics) write(w io.Writer) error {
 		return err
 	}
 	entries, _ := journal.New(m.StateDir).All() // those of other versions are reported by GC
+	networks, _ := journal.Networks(m.StateDir).All()
 	family(w, "podvirt_component_info", "gauge", "The program and its version.")(1, "component", "cni-bridge", "version", cli.Version)
 	operation := family(w, "podvirt_cni_operations_total", "counter", "Calls of the plugin by verb, mode and error code; 0 is success.")
 	for _, c := range counts.Operations {
@@ -90,7 +91,7 @@ func (m *Metrics) write(w io.Writer) error {
 	}
 	durations(w, counts.Seconds)
 	attached := map[string]int{"pod": 0}
-	for _, e := range entries {
+	for _, e := range append(entries, networks...) {
 		attached[e.Mode()]++
 	}
 	attachments := family(w, "podvirt_cni_attachments", "gauge", "Attachments that the plugin keeps, by mode.")

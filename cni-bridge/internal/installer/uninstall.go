@@ -28,6 +28,11 @@ func Uninstall(o Options, force bool) (Uninstalled, error) {
 	if err != nil {
 		return done, err
 	}
+	networks, err := journal.Networks(o.StateDir).All()
+	if err != nil {
+		return done, err
+	}
+	entries = append(entries, networks...)
 	if len(entries) > 0 && !force {
 		first := entries[0]
 		return done, fmt.Errorf("%w: %s/%s and %d more; --force leaves them running", ErrInUse, first.Namespace, first.Pod, len(entries)-1)

@@ -40,10 +40,31 @@ type Entry struct {
 	Done        bool     `json:"done"`
 	NICs        []NIC    `json:"nics"`
 	Sysctls     []Sysctl `json:"sysctls,omitempty"`
+	LAN         *LAN     `json:"lan,omitempty"` // nil: the entry is the pod stage's
+}
+
+// LAN is what a network mode made.
+type LAN struct {
+	Mode   string          `json:"mode"`
+	Port   string          `json:"port,omitempty"`   // the veth's end on the node
+	Bridge string          `json:"bridge,omitempty"` // of the node
+	MAC    string          `json:"mac,omitempty"`    // of the Pod interface; "": the kernel's choice
+	MTU    int             `json:"mtu,omitempty"`
+	VLAN   int             `json:"vlan,omitempty"`
+	Guard  bool            `json:"guard,omitempty"` // one source MAC may leave
+	IPAM   string          `json:"ipam,omitempty"`  // type of the plugin that gave addresses
+	Path   string          `json:"path,omitempty"`  // where that plugin is: CNI_PATH
+	Args   string          `json:"args,omitempty"`  // CNI_ARGS
+	Config json.RawMessage `json:"config,omitempty"`
 }
 
 // Mode is the job that made the entry.
-func (e Entry) Mode() string { return "pod" }
+func (e Entry) Mode() string {
+	if e.LAN != nil {
+		return e.LAN.Mode
+	}
+	return "pod"
+}
 
 // NIC is one guest NIC as made.
 type NIC struct {
@@ -54,6 +75,17 @@ type NIC struct {
 	MTU       int      `json:"mtu"`
 	Addresses []string `json:"addresses"` // of the tap
 	Rules     int      `json:"rules"`     // of table inet podvirt; 0: the NIC has no NAT
+	Wire      *Wire    `json:"wire,omitempty"`
+}
+
+// Wire is what a NIC changes that owns its Pod interface.
+type Wire struct {
+	Interface string   `json:"interface"`
+	Clsact    bool     `json:"clsact"`            // was not there before
+	MACBefore string   `json:"macBefore"`         // of the Pod interface
+	MACAfter  string   `json:"macAfter"`          // the guest's
+	Guarded   string   `json:"guarded,omitempty"` // port on the node from which only that MAC may come
+	Service   []string `json:"service,omitempty"` // addresses of the service tap
 }
 
 // Sysctl is one kernel setting of the namespace: path below /proc/sys, value before and as ADD set it.
@@ -70,6 +102,14 @@ type Store struct {
 
 // New returns the store in dir; nothing is made yet.
 func New(dir string) Store { return Store{dir: dir} }
+
+// Networks is the store of the network modes, beside that of the pod stage: both can have an attachment of one name.
+func Networks(dir string) Store { return Store{dir: filepath.Join(dir, "networks")} }
+
+// LockName takes a lock that is no attachment's, as Lock does: that of a bridge.
+func (s Store) LockName(name string, timeout time.Duration) (unlock func() error, err error) {
+	return s.Lock("name", name, timeout)
+}
 
 func (s Store) attachments() string { return filepath.Join(s.dir, "attachments") }
 

@@ -57,6 +57,10 @@ type Config struct {
 	MACSalt     string
 
 	Pod Pod
+	LAN LAN
+
+	// Raw is the configuration as it came in, for the plugin that ipam names.
+	Raw json.RawMessage
 }
 
 // Pod holds the keys of mode pod.

@@ -61,6 +61,7 @@ func Parse(data []byte) (Config, error) {
 	if err := json.Unmarshal(data, &keys); err != nil {
 		return c, fault.New(fault.Decode, "the network configuration is not JSON: %v", err)
 	}
+	c.Raw = data
 	d := decoder{keys: keys}
 	d.text("cniVersion", &c.CNIVersion)
 	d.text("name", &c.Name)
@@ -76,8 +77,11 @@ func Parse(data []byte) (Config, error) {
 	d.macPrefix("macPrefix", &c.MACPrefix)
 	d.text("macSalt", &c.MACSalt)
 	d.runtime(&c)
-	if c.Mode == ModePod {
+	switch {
+	case c.Mode == ModePod:
 		d.pod(&c.Pod)
+	case c.Mode.IsLAN(), c.Mode == ModeTuning:
+		d.lan(c.Mode, &c.LAN)
 	}
 	return c, d.err
 }

@@ -11,9 +11,9 @@ import (
 	"github.com/mdlayher/netlink"
 )
 
-// patience is how long the kernel may take for one transaction or dump. The largest of ours takes milliseconds; a
-// transaction waits for others of the same namespace.
-const patience = 10 * time.Second
+// patience is how long the kernel may take for one transaction or dump. The largest of ours takes milliseconds; the first
+// one of a machine loads a dozen modules, for which a slow one takes a quarter of a minute.
+const patience = time.Minute
 
 // Open returns a connection in the network namespace of the calling thread. It opens a socket for each transaction, which
 // begins its deadline.

@@ -1,6 +1,7 @@
 package nicplan
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"net"
@@ -9,11 +10,11 @@ import (
 )
 
 // mac is the guest's MAC: as written, or derived; nil where that of the Pod interface is kept.
-func (p *planner) mac(o api.NIC, name string) net.HardwareAddr {
-	word := o.MAC
+func (p *planner) mac(o api.NIC, name string, itf Interface) net.HardwareAddr {
+	word, asked := o.MAC, p.asked[itf.Name]
 	if word == "" {
 		word = "cni"
-		if name == Default && (o.Binding == api.BindingMasquerade || o.Binding == "" && p.config.Pod.DefaultBinding == api.BindingMasquerade) {
+		if asked == nil && (p.masqueraded(o, name) || itf.Derive) {
 			word = "vm"
 		}
 	}
@@ -32,7 +33,14 @@ func (p *planner) mac(o api.NIC, name string) net.HardwareAddr {
 		p.refuse(name, "mac=%s: not a unicast MAC", word)
 		return nil
 	}
+	if asked != nil && asked.String() != mac.String() {
+		p.refuse(name, "mac=%s: differs from %s in %s", word, asked, NetworksAnnotation)
+	}
 	return mac
+}
+
+func (p *planner) masqueraded(o api.NIC, name string) bool {
+	return name == Default && cmp.Or(o.Binding, p.config.Pod.DefaultBinding) == api.BindingMasquerade
 }
 
 // DeriveMAC is NW-075: the prefix of 1 to 3 octets, filled up with the first octets of SHA-256 over salt, namespace,

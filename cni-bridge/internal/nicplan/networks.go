@@ -3,6 +3,7 @@ package nicplan
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 )
@@ -31,28 +32,47 @@ func Order(interfaces []Interface, podNetwork, networks string) []Interface {
 // requested returns the interface names of a networks annotation in its order: [NS/]NAD[@IF],… or a JSON list; the
 // n-th network without a name gets net<n>. A text that is neither is Multus' to refuse.
 func requested(networks string) []string {
+	list := elements(networks)
+	names := make([]string, 0, len(list))
+	for _, item := range list {
+		names = append(names, item.Interface)
+	}
+	return names
+}
+
+// askedMACs are those of the networks annotation, by interface. What is no MAC is Multus' to refuse.
+func askedMACs(networks string) map[string]net.HardwareAddr {
+	macs := map[string]net.HardwareAddr{}
+	for _, item := range elements(networks) {
+		if mac, err := net.ParseMAC(item.MAC); err == nil {
+			macs[item.Interface] = mac
+		}
+	}
+	return macs
+}
+
+// element is one network that is asked for.
+type element struct {
+	Interface string `json:"interface"`
+	MAC       string `json:"mac"`
+}
+
+func elements(networks string) []element {
 	if networks == "" {
 		return nil
 	}
-	var list []struct {
-		Interface string `json:"interface"`
-	}
+	var list []element
 	if err := json.Unmarshal([]byte(networks), &list); err != nil {
 		list = nil
 		for item := range strings.SplitSeq(networks, ",") {
 			_, name, _ := strings.Cut(item, "@")
-			list = append(list, struct {
-				Interface string `json:"interface"`
-			}{strings.TrimSpace(name)})
+			list = append(list, element{Interface: strings.TrimSpace(name)})
 		}
 	}
-	names := make([]string, 0, len(list))
-	for i, item := range list {
-		name := item.Interface
-		if name == "" {
-			name = fmt.Sprintf("net%d", i+1)
+	for i := range list {
+		if list[i].Interface == "" {
+			list[i].Interface = fmt.Sprintf("net%d", i+1)
 		}
-		names = append(names, name)
 	}
-	return names
+	return list
 }

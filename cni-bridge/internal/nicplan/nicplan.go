@@ -27,6 +27,8 @@ type Pod struct {
 type Interface struct {
 	Name     string
 	Prefixes []netip.Prefix // its addresses without link-local ones
+	Guarded  string         // port on the node by which only its MAC may leave; "": none
+	Derive   bool           // of a network of ours that was asked for no MAC: the guest's is derived
 }
 
 // NIC is one guest NIC as it shall be.
@@ -40,6 +42,8 @@ type NIC struct {
 	Ports       []api.PortRange // what comes in with masquerade; nil: everything
 	V4, V6      Inside          // with masquerade
 	DHCP, RA    bool            // the launcher answers
+	Own         []netip.Prefix  // with wire: the addresses of the Pod interface, which the guest gets
+	Guarded     string          // as the interface's
 }
 
 // Inside is one family of the network between tap and guest; the zero value: the guest does not get this family.
@@ -98,7 +102,7 @@ func refused(errs api.Errors) error {
 
 // Make plans the NICs of a VM: interfaces are those of the Pod, the one of the pod network first.
 func Make(c netconf.Config, vm api.VM, pod Pod, interfaces []Interface) ([]NIC, error) {
-	p := planner{config: c, vm: vm, pod: pod}
+	p := planner{config: c, vm: vm, pod: pod, asked: askedMACs(c.Annotations[NetworksAnnotation])}
 	options := make(map[string]api.NIC, len(vm.NICs))
 	for _, o := range vm.NICs {
 		options[o.Name] = o
@@ -131,6 +135,7 @@ func Make(c netconf.Config, vm api.VM, pod Pod, interfaces []Interface) ([]NIC, 
 
 type planner struct {
 	config netconf.Config
+	asked  map[string]net.HardwareAddr // by interface, of the networks annotation
 	vm     api.VM
 	pod    Pod
 	errs   api.Errors
@@ -143,11 +148,14 @@ func (p *planner) refuse(nic, format string, args ...any) {
 
 func (p *planner) nic(o api.NIC, name string, itf Interface) NIC {
 	nic := NIC{
-		Name: name, Interface: itf.Name, Ports: o.Ports, MAC: p.mac(o, name),
+		Name: name, Interface: itf.Name, Ports: o.Ports, MAC: p.mac(o, name, itf), Guarded: itf.Guarded,
 		SingleQueue: o.Queues == 1 || o.Model != "" && o.Model != "virtio",
 		DHCP:        o.DHCP != "off" && len(itf.Prefixes) > 0, RA: o.RA != "off" && len(itf.Prefixes) > 0,
 	}
 	nic.Binding = p.binding(o, name)
+	if nic.Binding == api.BindingWire {
+		nic.Own = itf.Prefixes
+	}
 	if nic.Binding != api.BindingMasquerade {
 		return nic
 	}
@@ -176,8 +184,11 @@ func (p *planner) binding(o api.NIC, name string) api.Binding {
 			words = append(words, string(b))
 		}
 		p.refuse(name, "binding=%s: %s is not in network.allowed-bindings: %s", binding, binding, strings.Join(words, ", "))
-	case binding != api.BindingMasquerade:
-		p.refuse(name, "binding=%s: not supported by this version; use masquerade on the pod network, none elsewhere", binding)
+	case binding == api.BindingWire && name != Default, binding == api.BindingMasquerade:
+	case binding == api.BindingWire:
+		p.refuse(name, "binding=wire: not supported by this version on the pod network; use masquerade")
+	default:
+		p.refuse(name, "binding=%s: not supported by this version; use masquerade on the pod network, wire elsewhere", binding)
 	}
 	return binding
 }

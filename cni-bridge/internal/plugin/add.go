@@ -2,8 +2,10 @@ package plugin
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
+	"net"
 	"net/netip"
 
 	"github.com/containernetworking/cni/pkg/skel"
@@ -14,16 +16,22 @@ import (
 	"podvirt.dev/cni-bridge/internal/bind"
 	"podvirt.dev/cni-bridge/internal/fault"
 	"podvirt.dev/cni-bridge/internal/journal"
+	"podvirt.dev/cni-bridge/internal/lan"
 	"podvirt.dev/cni-bridge/internal/netconf"
 	"podvirt.dev/cni-bridge/internal/nicplan"
+	"podvirt.dev/cni-bridge/internal/spoof"
 	"podvirt.dev/internal/nicalias"
 	"podvirt.dev/internal/nl"
 )
 
-func (p Plugin) add(conf netconf.Config, args *skel.CmdArgs, err error) error {
+func (p Plugin) add(ctx context.Context, conf netconf.Config, args *skel.CmdArgs, err error) error {
 	switch {
 	case err != nil:
 		return err
+	case conf.Mode.IsLAN():
+		return p.addLAN(ctx, conf, args)
+	case conf.Mode == netconf.ModeTuning:
+		return p.tune(conf, args)
 	case conf.Mode != netconf.ModePod:
 		return unsupported(fault.Config, conf.Mode)
 	case conf.Previous == nil:
@@ -43,7 +51,7 @@ func (p Plugin) add(conf netconf.Config, args *skel.CmdArgs, err error) error {
 	a.pod.Namespace, a.pod.Name, a.pod.UID = podOf(args.Args)
 	entry := journal.Entry{}
 	err = locked(a.store, conf, args.ContainerID, args.IfName, func() error {
-		entry, err = a.run()
+		entry, err = a.run(ctx)
 		return err
 	})
 	if err != nil {
@@ -79,6 +87,11 @@ func (p Plugin) result(conf netconf.Config, args *skel.CmdArgs, result *current.
 	for _, nic := range entry.NICs {
 		result.Interfaces = append(result.Interfaces, &current.Interface{Name: nic.Tap, Mac: nic.MAC, Sandbox: args.Netns})
 	}
+	return p.convert(conf, result)
+}
+
+// convert prints a result in the version of the configuration.
+func (p Plugin) convert(conf netconf.Config, result *current.Result) error {
 	converted, err := result.GetAsVersion(conf.CNIVersion)
 	if err != nil {
 		return fault.Wrap(fault.Version, "result", err)
@@ -100,11 +113,11 @@ type adding struct {
 	store  journal.Store
 }
 
-func (a adding) run() (journal.Entry, error) {
+func (a adding) run(ctx context.Context) (journal.Entry, error) {
 	old, err := a.store.Load(a.args.ContainerID, a.args.IfName)
 	switch {
 	case err == nil: // an ADD died, or is repeated: its work goes first, or its changes would be taken for the state before
-		if err := undo(a.store, old); err != nil {
+		if err := undo(ctx, a.store, a.conf, old); err != nil {
 			return old, err
 		}
 	case !errors.Is(err, journal.ErrNone):
@@ -133,7 +146,30 @@ func (a adding) run() (journal.Entry, error) {
 		entry.Namespace, entry.Pod, entry.PodUID = a.pod.Namespace, a.pod.Name, a.pod.UID
 		return a.apply(h, steps, &entry)
 	})
-	return entry, err
+	if err != nil {
+		return entry, err
+	}
+	if err := guard(a.conf, entry, func(w *journal.Wire) string { return w.MACAfter }, func(*journal.Wire) bool { return true }); err != nil {
+		return entry, errors.Join(err, undo(ctx, a.store, a.conf, entry))
+	}
+	return entry, nil
+}
+
+// guard tells the spoof check of the node's bridges, from outside the Pod, which MAC the Pod interfaces have.
+func guard(conf netconf.Config, entry journal.Entry, which func(*journal.Wire) string, wanted func(*journal.Wire) bool) error {
+	for _, nic := range entry.NICs {
+		if nic.Wire == nil || nic.Wire.Guarded == "" || !wanted(nic.Wire) {
+			continue
+		}
+		mac, err := net.ParseMAC(which(nic.Wire))
+		if err == nil {
+			err = spoofLocked(conf, func() error { return spoof.Guard(nic.Wire.Guarded, mac) })
+		}
+		if err != nil {
+			return fault.Wrap(fault.Kernel, "MAC spoof check of "+nic.Wire.Interface, err)
+		}
+	}
+	return nil
 }
 
 // spec reads what the namespace has and plans the NICs.
@@ -150,7 +186,7 @@ func (a adding) spec(h *nl.Handle) (bind.Spec, error) {
 		if err != nil {
 			return bind.Spec{}, err
 		}
-		itf := nicplan.Interface{Name: link.Name}
+		itf := a.network(link.Name)
 		for _, address := range addresses {
 			if !address.LinkLocal {
 				itf.Prefixes = append(itf.Prefixes, address.Prefix)
@@ -184,6 +220,30 @@ func (a adding) spec(h *nl.Handle) (bind.Spec, error) {
 		spec.NICs = append(spec.NICs, bind.NIC{NIC: nic, MTU: mtu[nic.Interface]})
 	}
 	return spec, nil
+}
+
+// spoofLocked holds the lock of the table of guarded ports, which the network modes change as well.
+func spoofLocked(conf netconf.Config, act func() error) (err error) {
+	unlock, err := lockNetworks(conf, lan.SpoofLock)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	return act()
+}
+
+// network is an interface of the Pod with what our network mode knows about it, where that made it.
+func (a adding) network(name string) nicplan.Interface {
+	itf := nicplan.Interface{Name: name}
+	made, err := journal.Networks(a.conf.StateDir).Load(a.args.ContainerID, name)
+	if err != nil || made.LAN == nil || made.Netns != a.args.Netns {
+		return itf
+	}
+	itf.Derive = made.LAN.MAC == ""
+	if made.LAN.Guard {
+		itf.Guarded = made.LAN.Port
+	}
+	return itf
 }
 
 // podLinks are the interfaces that guest NICs can be made of: not lo, not our taps, not the devices that the kernel

@@ -61,7 +61,7 @@ func addAndDie(t *testing.T) {
 		}
 		return nil
 	}}
-	must(t, p.Funcs().Add(&call.Args))
+	must(t, p.Funcs(t.Context()).Add(&call.Args))
 }
 
 // steps returns the names of all steps of an ADD.
@@ -180,7 +180,7 @@ func TestDelAlwaysSucceeds(t *testing.T) {
 			must(t, a.add(t))
 			args := a.args(t, nil)
 			args.Netns = ""
-			must(t, a.plugin.Funcs().Del(args))
+			must(t, a.plugin.Funcs(t.Context()).Del(args))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -230,7 +230,7 @@ func TestDelAfterTheNamespaceAndSweep(t *testing.T) {
 	if diff := cmp.Diff(before, world.Snapshot(t, gone.Outside)); diff != "" {
 		t.Errorf("a namespace that took over the path was changed (-before,+after)\n%s", diff)
 	}
-	must(t, gone.plugin.Funcs().Del(args))
+	must(t, gone.plugin.Funcs(t.Context()).Del(args))
 }
 
 // TestUndoThatFails: a setting that cannot be put back is said with code 110, the journal stays, and the next GC or DEL
@@ -249,7 +249,7 @@ func TestUndoThatFails(t *testing.T) {
 	must(t, os.WriteFile(path, impossible, 0o600))
 	for name, verb := range map[string]func() error{
 		"DEL": func() error { return a.del(t) },
-		"GC":  func() error { return a.plugin.Funcs().GC(a.args(t, nil)) },
+		"GC":  func() error { return a.plugin.Funcs(t.Context()).GC(a.args(t, nil)) },
 		"ADD": func() error { return a.add(t) },
 	} {
 		if err := verb(); code(err) != 110 || !strings.Contains(err.Error(), "undo incomplete") {
@@ -260,7 +260,7 @@ func TestUndoThatFails(t *testing.T) {
 		}
 	}
 	must(t, os.WriteFile(path, good, 0o600))
-	must(t, a.plugin.Funcs().GC(a.args(t, nil)))
+	must(t, a.plugin.Funcs(t.Context()).GC(a.args(t, nil)))
 	if diff := cmp.Diff(before, world.Snapshot(t, a.Pod)); diff != "" {
 		t.Errorf("namespace (-before,+after)\n%s", diff)
 	}
@@ -295,7 +295,7 @@ func TestStampIsRenewed(t *testing.T) {
 	stamp := filepath.Join(a.stateDir, "called")
 	old := time.Now().Add(-time.Hour)
 	must(t, os.Chtimes(stamp, old, old))
-	must(t, a.plugin.Funcs().Status(a.args(t, nil)))
+	must(t, a.plugin.Funcs(t.Context()).Status(a.args(t, nil)))
 	info, err := os.Stat(stamp)
 	must(t, err)
 	if time.Since(info.ModTime()) > time.Minute {
@@ -318,7 +318,7 @@ func TestParallelAddAndDel(t *testing.T) {
 		args := a.args(t, previousResult(a.Pod.Path()))
 		for range 2 { // two callers per Pod
 			go func() {
-				funcs := Plugin{Out: &bytes.Buffer{}}.Funcs()
+				funcs := Plugin{Out: &bytes.Buffer{}}.Funcs(t.Context())
 				var errs []error
 				for range rounds {
 					errs = append(errs, funcs.Add(args), funcs.Del(args))

@@ -1,6 +1,7 @@
 package plugin
 
 import (
+	"context"
 	"errors"
 	"strings"
 
@@ -16,42 +17,60 @@ import (
 
 // del takes back what ADD made. A configuration that is wrong by now, a namespace, prevResult, annotations or journal
 // that are gone are no errors.
-func (p Plugin) del(conf netconf.Config, args *skel.CmdArgs, _ error) error {
+func (p Plugin) del(ctx context.Context, conf netconf.Config, args *skel.CmdArgs, _ error) error {
+	if conf.Mode.IsLAN() {
+		return p.delLAN(ctx, conf, args)
+	}
 	store := journal.New(conf.StateDir)
 	_, err := store.Load(args.ContainerID, args.IfName)
 	noVM := conf.Mode != netconf.ModePod || conf.Annotations != nil && !nicplan.IsVM(conf.Annotations)
 	if errors.Is(err, journal.ErrNone) && noVM {
-		return Sweep(conf)
+		return Sweep(ctx, conf)
 	}
 	err = locked(store, conf, args.ContainerID, args.IfName, func() error {
-		found, err := undoEntry(store, args.ContainerID, args.IfName)
+		found, err := undoEntry(ctx, store, conf, args.ContainerID, args.IfName)
 		if err != nil || found {
 			return err
 		}
 		// No journal, or one that this version cannot read and leaves alone: what is recognised as ours goes.
 		return clean(args.Netns)
 	})
-	return errors.Join(err, Sweep(conf))
+	return errors.Join(err, Sweep(ctx, conf))
 }
 
 // undoEntry undoes an attachment by its journal, and says whether there is one that can be read. The lock must be held.
-func undoEntry(store journal.Store, container, ifname string) (found bool, err error) {
+func undoEntry(ctx context.Context, store journal.Store, conf netconf.Config, container, ifname string) (found bool, err error) {
 	entry, err := store.Load(container, ifname)
 	if err != nil {
 		return false, nil //nolint:nilerr // absent or of another version: not an entry that can be undone
 	}
-	return true, undo(store, entry)
+	return true, undo(ctx, store, conf, entry)
 }
 
 // undo takes back what the entry says, and then the entry.
-func undo(store journal.Store, entry journal.Entry) error {
+func undo(ctx context.Context, store journal.Store, conf netconf.Config, entry journal.Entry) error {
+	if entry.LAN != nil {
+		return undoLAN(ctx, store, conf, entry)
+	}
 	if !vanished(entry) {
 		err := inside(entry.Netns, func(h *nl.Handle) error { return bind.Undo(h, entry) })
 		if err != nil && !errors.Is(err, errNoNamespace) {
 			return err
 		}
+		if err := unguard(conf, entry); err != nil {
+			return err
+		}
 	}
 	return store.Remove(entry.ContainerID, entry.IfName)
+}
+
+// unguard gives ports whose networks are still there the MAC that they had.
+func unguard(conf netconf.Config, entry journal.Entry) error {
+	networks := journal.Networks(conf.StateDir)
+	return guard(conf, entry, func(w *journal.Wire) string { return w.MACBefore }, func(w *journal.Wire) bool {
+		_, err := networks.Load(entry.ContainerID, w.Interface)
+		return err == nil
+	})
 }
 
 func clean(netns string) error {
@@ -65,10 +84,14 @@ func clean(netns string) error {
 	return err
 }
 
-func (p Plugin) check(conf netconf.Config, args *skel.CmdArgs, err error) error {
+func (p Plugin) check(ctx context.Context, conf netconf.Config, args *skel.CmdArgs, err error) error {
 	switch {
 	case err != nil:
 		return err
+	case conf.Mode.IsLAN():
+		return p.checkLAN(ctx, conf, args)
+	case conf.Mode == netconf.ModeTuning:
+		return nil
 	case conf.Mode != netconf.ModePod:
 		return unsupported(fault.Config, conf.Mode)
 	case conf.Previous == nil:
@@ -92,6 +115,11 @@ func (p Plugin) check(conf netconf.Config, args *skel.CmdArgs, err error) error 
 		differences = append(differences, lines...)
 		return err
 	})
+	return changed(differences, err)
+}
+
+// changed is the error of CHECK.
+func changed(differences []string, err error) error {
 	switch {
 	case err != nil:
 		return err

@@ -73,7 +73,7 @@ func TestCheckNamesEachDifference(t *testing.T) {
 
 func TestCheckWithoutAdd(t *testing.T) {
 	a := newAttachment(t, world.Options{}, vmPod(""))
-	err := a.plugin.Funcs().Check(a.args(t, previousResult(a.Pod.Path())))
+	err := a.plugin.Funcs(t.Context()).Check(a.args(t, previousResult(a.Pod.Path())))
 	if code(err) != 3 {
 		t.Errorf("CHECK = %v (code %d); want code 3", err, code(err))
 	}
@@ -92,7 +92,7 @@ func TestGCKeepsOnlyWhatIsValid(t *testing.T) {
 	gc := func(valid ...map[string]string) {
 		a := *kept
 		a.extra = map[string]any{"cni.dev/valid-attachments": valid}
-		must(t, a.plugin.Funcs().GC(a.args(t, nil)))
+		must(t, a.plugin.Funcs(t.Context()).GC(a.args(t, nil)))
 	}
 	gc(map[string]string{"containerID": "c1", "ifname": "eth0"})
 	must(t, kept.check(t))
@@ -123,9 +123,10 @@ func TestErrors(t *testing.T) {
 		"unknown key": {extra: map[string]any{"maxNIC": 3}, previous: true, code: 2, want: "maxNIC=3: unknown key in mode pod; nearest: maxNICs"},
 		"mode": {extra: map[string]any{"mode": "brigde"}, previous: true, code: 7,
 			want: `mode "brigde": not one of pod, bridge, macvlan, macvtap, sriov, tuning; nearest: bridge`},
-		"other mode": {extra: map[string]any{"mode": "bridge", "bridge": "br1"}, previous: true, code: 7,
-			want: `mode "bridge": not supported by this version; supported: pod`},
-		"owner root": {extra: map[string]any{"owner": map[string]int{"uid": 0}}, previous: true, code: 7, want: "owner.uid 0"},
+		"other mode": {extra: map[string]any{"mode": "sriov", "deviceID": "0000:3b:02.1"}, previous: true, code: 7,
+			want: `mode "sriov": not supported by this version; supported: pod, bridge, macvlan, tuning`},
+		"other binding": {annotations: vmPod("binding=wire"), previous: true, code: 100, want: "podvirt.dev/nic.default: binding"},
+		"owner root":    {extra: map[string]any{"owner": map[string]int{"uid": 0}}, previous: true, code: 7, want: "owner.uid 0"},
 		"overlap": {annotations: vmPod(""), extra: map[string]any{"v4CIDR": "192.0.2.0/24"}, previous: true, code: 107,
 			want: "guest network 192.0.2.0/24 overlaps the pod address 192.0.2.2"},
 		"overlap with a route": {annotations: vmPod("v4-cidr=198.51.100.0/24"), options: world.Options{Route: "198.51.100.128/25"}, previous: true,
@@ -134,8 +135,8 @@ func TestErrors(t *testing.T) {
 			want: "podvirt.dev/nic.default: ports=49153: kept for the launcher (49152 to 49155)"},
 		"family missing": {annotations: vmPod("ip-family=46"), options: world.Options{Only: "4"}, previous: true, code: 100,
 			want: "podvirt.dev/nic.default: ip-family=46: eth0 has no IPv6 address"},
-		"name taken": {annotations: vmPod(""), options: world.Options{Extra: []string{"svc0"}}, previous: true, code: 100,
-			want: "podvirt.dev/nic.svc0: binding=wire: not supported by this version"},
+		"name taken": {annotations: vmPod(""), options: world.Options{Extra: []string{"svc0"}}, previous: true, code: 108,
+			want: "the Pod has an interface svc0 already (veth)"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newAttachment(t, row.options, row.annotations)
@@ -145,7 +146,7 @@ func TestErrors(t *testing.T) {
 			if row.previous {
 				previous = previousResult(a.Pod.Path())
 			}
-			err := a.plugin.Funcs().Add(a.args(t, previous))
+			err := a.plugin.Funcs(t.Context()).Add(a.args(t, previous))
 			if code(err) != row.code || !strings.Contains(err.Error(), row.want) {
 				t.Errorf("ADD = %v (code %d)\nwant %q (code %d)", err, code(err), row.want, row.code)
 			}
@@ -163,7 +164,7 @@ func TestOwnNamespaceIsRefused(t *testing.T) {
 	a := newAttachment(t, world.Options{}, vmPod(""))
 	args := a.args(t, previousResult("/proc/self/ns/net"))
 	args.Netns = "/proc/self/ns/net"
-	if err := a.plugin.Funcs().Add(args); code(err) != 8 {
+	if err := a.plugin.Funcs(t.Context()).Add(args); code(err) != 8 {
 		t.Errorf("ADD into the node's own namespace = %v; want code 8", err)
 	}
 }

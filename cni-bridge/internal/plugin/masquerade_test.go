@@ -76,17 +76,17 @@ func (a *attachment) args(t *testing.T, previous json.RawMessage) *skel.CmdArgs 
 func (a *attachment) add(t *testing.T) error {
 	t.Helper()
 	a.out.Reset()
-	return a.plugin.Funcs().Add(a.args(t, previousResult(a.Pod.Path())))
+	return a.plugin.Funcs(t.Context()).Add(a.args(t, previousResult(a.Pod.Path())))
 }
 
 func (a *attachment) del(t *testing.T) error {
 	t.Helper()
-	return a.plugin.Funcs().Del(a.args(t, nil))
+	return a.plugin.Funcs(t.Context()).Del(a.args(t, nil))
 }
 
 func (a *attachment) check(t *testing.T) error {
 	t.Helper()
-	return a.plugin.Funcs().Check(a.args(t, a.out.Bytes()))
+	return a.plugin.Funcs(t.Context()).Check(a.args(t, a.out.Bytes()))
 }
 
 func must(t *testing.T, err error) {

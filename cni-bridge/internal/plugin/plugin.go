@@ -3,6 +3,7 @@
 package plugin
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -38,18 +39,19 @@ func Versions() version.PluginInfo {
 	return version.PluginSupports("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
 }
 
-// Funcs are the verbs in the form that package skel dispatches to.
-func (p Plugin) Funcs() skel.CNIFuncs {
+// Funcs are the verbs in the form that package skel dispatches to. The end of ctx ends IPAM plugins that they run.
+func (p Plugin) Funcs(ctx context.Context) skel.CNIFuncs {
 	return skel.CNIFuncs{
-		Add: edge("ADD", p.add), Del: edge("DEL", p.del), Check: edge("CHECK", p.check), GC: edge("GC", p.gc), Status: edge("STATUS", p.status),
+		Add: edge(ctx, "ADD", p.add), Del: edge(ctx, "DEL", p.del), Check: edge(ctx, "CHECK", p.check), GC: edge(ctx, "GC", p.gc),
+		Status: edge(ctx, "STATUS", p.status),
 	}
 }
 
 // call is one verb: the configuration is read, and err what is wrong with it.
-type call func(conf netconf.Config, args *skel.CmdArgs, err error) error
+type call func(ctx context.Context, conf netconf.Config, args *skel.CmdArgs, err error) error
 
 // edge is the one place where errors become results, where a call is stamped, and where a panic ends.
-func edge(name string, verb call) func(*skel.CmdArgs) error {
+func edge(ctx context.Context, name string, verb call) func(*skel.CmdArgs) error {
 	return func(args *skel.CmdArgs) (err error) {
 		began := time.Now()
 		conf, confErr := netconf.Parse(args.StdinData)
@@ -72,7 +74,7 @@ func edge(name string, verb call) func(*skel.CmdArgs) error {
 		if conf.Mode == netconf.ModePod {
 			stampErr = journal.New(conf.StateDir).Stamp(began)
 		}
-		if err = verb(conf, args, confErr); err != nil {
+		if err = verb(ctx, conf, args, confErr); err != nil {
 			return errors.Join(err, stampErr)
 		}
 		return nil
@@ -103,14 +105,17 @@ func (l logFile) write(failure error, took time.Duration) {
 	_ = f.Close()
 }
 
-// unsupported says that this version has one mode.
+// unsupported says that this version lacks a mode.
 func unsupported(code fault.Code, mode netconf.Mode) error {
-	return fault.New(code, "mode %q: not supported by this version; supported: %s", mode, netconf.ModePod)
+	return fault.New(code, "mode %q: not supported by this version; supported: %s", mode, netconf.Modes())
 }
 
-func (p Plugin) status(conf netconf.Config, _ *skel.CmdArgs, err error) error {
+func (p Plugin) status(_ context.Context, conf netconf.Config, _ *skel.CmdArgs, err error) error {
 	if err != nil {
 		return err
+	}
+	if conf.Mode.IsLAN() {
+		return p.statusLAN(conf)
 	}
 	if conf.Mode != netconf.ModePod {
 		return unsupported(fault.Unavailable, conf.Mode)
@@ -121,25 +126,28 @@ func (p Plugin) status(conf netconf.Config, _ *skel.CmdArgs, err error) error {
 	return nil
 }
 
-func (p Plugin) gc(conf netconf.Config, _ *skel.CmdArgs, err error) error {
-	if err != nil || conf.Mode != netconf.ModePod {
+func (p Plugin) gc(ctx context.Context, conf netconf.Config, _ *skel.CmdArgs, err error) error {
+	if err != nil || conf.Mode != netconf.ModePod && !conf.Mode.IsLAN() {
 		return err
 	}
 	store := journal.New(conf.StateDir)
-	return errors.Join(sweep(store, conf, func(e journal.Entry) bool {
+	if conf.Mode.IsLAN() {
+		store = journal.Networks(conf.StateDir)
+	}
+	return errors.Join(sweep(ctx, store, conf, func(e journal.Entry) bool {
 		valid := slices.Contains(conf.Valid, netconf.Attachment{ContainerID: e.ContainerID, IfName: e.IfName})
 		return e.Network == conf.Name && !valid || vanished(e)
 	}), store.Tidy(time.Now()))
 }
 
 // Sweep undoes the attachments whose namespace is gone, of every network: containerd never calls GC.
-func Sweep(conf netconf.Config) error {
-	return sweep(journal.New(conf.StateDir), conf, vanished)
+func Sweep(ctx context.Context, conf netconf.Config) error {
+	return errors.Join(sweep(ctx, journal.New(conf.StateDir), conf, vanished), sweep(ctx, journal.Networks(conf.StateDir), conf, vanished))
 }
 
 // sweep undoes the attachments that stale says yes to. An entry that cannot be read is kept and not reported here: one
 // bad file must not fail every DEL of the node.
-func sweep(store journal.Store, conf netconf.Config, stale func(journal.Entry) bool) error {
+func sweep(ctx context.Context, store journal.Store, conf netconf.Config, stale func(journal.Entry) bool) error {
 	entries, _ := store.All()
 	var errs []error
 	removed := 0
@@ -153,7 +161,7 @@ func sweep(store journal.Store, conf netconf.Config, stale func(journal.Entry) b
 				return nil //nolint:nilerr // gone, or taken by an attachment of the same name
 			}
 			removed++
-			return undo(store, now)
+			return undo(ctx, store, conf, now)
 		}))
 	}
 	if removed > 0 {

@@ -166,7 +166,7 @@ func (c *command) uninstall(ctx context.Context) error {
 
 func (c *command) selftest(ctx context.Context) error {
 	if c.isolated {
-		return selftest.Isolated()
+		return selftest.Isolated(ctx)
 	}
 	self, err := os.Executable()
 	if err != nil {
@@ -179,8 +179,8 @@ func (c *command) selftest(ctx context.Context) error {
 	return nil
 }
 
-func (c *command) gc(context.Context) error {
-	return plugin.Sweep(netconf.Defaults(c.node.StateDir))
+func (c *command) gc(ctx context.Context) error {
+	return plugin.Sweep(ctx, netconf.Defaults(c.node.StateDir))
 }
 
 func (c *command) version(context.Context) error {

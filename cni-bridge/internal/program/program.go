@@ -31,7 +31,7 @@ func Run(ctx context.Context, args []string, std cli.Streams) int {
 
 // asPlugin answers one call of a runtime. Errors go to stdout as JSON, as the specification wants it.
 func asPlugin(ctx context.Context, std cli.Streams) int {
-	failure := skel.PluginMainFuncsWithError(plugin.Plugin{Out: std.Out}.Funcs(), plugin.Versions(), "")
+	failure := skel.PluginMainFuncsWithError(plugin.Plugin{Out: std.Out}.Funcs(ctx), plugin.Versions(), "")
 	if failure == nil {
 		return exitDone
 	}

@@ -40,7 +40,7 @@ func Run(ctx context.Context, program string, output io.Writer) error {
 }
 
 // Isolated is Run's other half.
-func Isolated() (err error) {
+func Isolated(ctx context.Context) (err error) {
 	if err := writableSysctls(); err != nil {
 		return err
 	}
@@ -53,13 +53,13 @@ func Isolated() (err error) {
 	go func() {
 		// The thread is not unlocked: Go ends it with the goroutine, and the namespace with it.
 		runtime.LockOSThread()
-		result <- attach(stateDir)
+		result <- attach(ctx, stateDir)
 	}()
 	return <-result
 }
 
 // attach runs on a thread of its own, which it takes away from the node's network.
-func attach(stateDir string) error {
+func attach(ctx context.Context, stateDir string) error {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("making a scratch namespace: %w", err)
 	}
@@ -68,7 +68,7 @@ func attach(stateDir string) error {
 	}
 	path := fmt.Sprintf("/proc/%d/task/%d/ns/net", os.Getpid(), unix.Gettid())
 	var out bytes.Buffer
-	funcs := plugin.Plugin{Out: &out}.Funcs()
+	funcs := plugin.Plugin{Out: &out}.Funcs(ctx)
 	add, err := arguments(stateDir, path, json.RawMessage(`{"cniVersion":"1.1.0","interfaces":[],"ips":[],"dns":{}}`))
 	if err != nil {
 		return err

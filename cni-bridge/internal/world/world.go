@@ -74,6 +74,13 @@ func New(t testing.TB, o Options) *World {
 	return w
 }
 
+// Namespace makes a network namespace that ends with the test.
+func Namespace(t testing.TB) ns.NetNS {
+	t.Helper()
+	require.Root(t)
+	return namespace(t)
+}
+
 func namespace(t testing.TB) ns.NetNS {
 	t.Helper()
 	netns, err := testutils.NewNS()
@@ -129,6 +136,12 @@ func defaults(t testing.TB, h *nl.Handle, link nl.Link, only, v4, v6 string) {
 // default routes that DHCP and router advertisement would give it. It ends with the test.
 func (w *World) Boot(t testing.TB) nicalias.NIC {
 	t.Helper()
+	return w.BootNIC(t, 0, "eth0")
+}
+
+// BootNIC is Boot for the NIC with this index, which the guest calls name. What the alias has no address for gets the given ones.
+func (w *World) BootNIC(t testing.TB, index int, name string, static ...netip.Prefix) nicalias.NIC {
+	t.Helper()
 	var (
 		nic      nicalias.NIC
 		mtu      int
@@ -136,7 +149,7 @@ func (w *World) Boot(t testing.TB) nicalias.NIC {
 		tap      *os.File
 	)
 	Do(t, w.Pod, func(h *nl.Handle) {
-		link, err := h.Link(nicalias.TapName(0))
+		link, err := h.Link(nicalias.TapName(index))
 		must(t, err)
 		nic, err = nicalias.Decode(link.Alias)
 		must(t, err)
@@ -153,12 +166,12 @@ func (w *World) Boot(t testing.TB) nicalias.NIC {
 	var guest *os.File
 	Do(t, w.Guest, func(h *nl.Handle) {
 		var err error
-		guest, err = nl.OpenTap("eth0", 0)
+		guest, err = nl.OpenTap(name, 0)
 		must(t, err)
-		link, err := h.Link("eth0")
+		link, err := h.Link(name)
 		must(t, err)
 		must(t, h.Set(link.Index, nl.Changes{MAC: nic.MAC, MTU: mtu, Up: true}))
-		for _, prefix := range []netip.Prefix{nic.Guest4, nic.Guest6} {
+		for _, prefix := range append([]netip.Prefix{nic.Guest4, nic.Guest6}, static...) {
 			if prefix.IsValid() {
 				must(t, h.AddAddress(link.Index, prefix))
 			}

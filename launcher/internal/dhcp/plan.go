@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"podvirt.dev/api"
+	"podvirt.dev/internal/nl"
 	"podvirt.dev/launcher/internal/nics"
 )
 
@@ -34,17 +35,32 @@ func Plan(nic nics.NIC, options api.NIC, guest Guest) Config {
 	if options.MTU > 0 {
 		c.MTU = options.MTU
 	}
-	if nic.Guest4.IsValid() && nic.Gateway4.IsValid() {
-		c.V4 = V4{Address: nic.Guest4, Server: nic.Gateway4}
+	server := nic.Server4
+	if !server.IsValid() {
+		server = nic.Gateway4
+	}
+	if nic.Guest4.IsValid() && server.IsValid() {
+		c.V4 = V4{Address: nic.Guest4, Server: server, Routes: routes(nic.Routes)}
 		if router {
 			c.V4.Router = nic.Gateway4
 		}
 	}
 	if nic.Guest6.IsValid() && nic.LinkLocal.IsValid() {
-		c.V6 = V6{Address: nic.Guest6, Server: nic.LinkLocal, Router: router}
+		c.V6 = V6{Address: nic.Guest6, Server: nic.LinkLocal, Router: router && nic.Binding != string(api.BindingWire)}
 		c.RA = options.RA != "off"
 	}
 	return c
+}
+
+// routes are the classless static routes of DHCPv4.
+func routes(all []nl.Route) []Route {
+	var out []Route
+	for _, r := range all {
+		if r.Destination.Addr().Is4() {
+			out = append(out, Route{Destination: r.Destination, Gateway: r.Gateway})
+		}
+	}
+	return out
 }
 
 // servers returns the DNS servers of an option: auto or nothing means the Pod's, none means none.

@@ -41,12 +41,15 @@ type NIC struct {
 	Gateway4   netip.Addr       // invalid: none
 	Gateway6   netip.Addr       // invalid: none
 	LinkLocal  netip.Addr       // of the guest tap's end in the Pod; invalid: no IPv6 there
+	Server4    netip.Addr       // whom the guest knows the launcher by; invalid: Gateway4
+	Routes     []nl.Route       // with wire: those of the Pod interface but its subnets and the default
 }
 
 // Namespace is what of the network namespace is read; *nl.Handle is one.
 type Namespace interface {
 	Links() ([]nl.Link, error)
 	Addresses(index int) ([]nl.Address, error)
+	Routes() ([]nl.Route, error)
 }
 
 var _ Namespace = (*nl.Handle)(nil)
@@ -68,9 +71,9 @@ func Find(ns Namespace, wanted Wanted) ([]NIC, error) {
 	if err != nil {
 		return nil, fmt.Errorf("interfaces of the Pod: %w", err)
 	}
-	byName := make(map[string]bool, len(links))
+	byName := make(map[string]nl.Link, len(links))
 	for _, link := range links {
-		byName[link.Name] = true
+		byName[link.Name] = link
 	}
 	var found []NIC
 	for _, link := range links {
@@ -81,8 +84,13 @@ func Find(ns Namespace, wanted Wanted) ([]NIC, error) {
 		if !ours {
 			continue
 		}
-		if service := nicalias.ServiceName(nic.Index); byName[service] {
-			nic.Service = service
+		if service, ok := byName[nicalias.ServiceName(nic.Index)]; ok {
+			nic.Service = service.Name
+			if nic.Binding == string(api.BindingWire) {
+				if err := readWire(ns, &nic, byName[nic.Interface], service); err != nil {
+					return nil, err
+				}
+			}
 		}
 		found = append(found, nic)
 	}
@@ -138,6 +146,37 @@ func read(ns Namespace, link nl.Link, uid int) (NIC, bool, error) {
 		}
 	}
 	return nic, true, nil
+}
+
+// readWire adds what stands on the Pod interface that the guest owns, and on its service tap.
+func readWire(ns Namespace, nic *NIC, pod, service nl.Link) error {
+	addresses, err := ns.Addresses(service.Index)
+	if err != nil {
+		return fmt.Errorf("%s: %w", service.Name, err)
+	}
+	for _, a := range addresses {
+		if address := a.Prefix.Addr(); address.Is4() {
+			nic.Server4 = address
+		} else {
+			nic.LinkLocal = address
+		}
+	}
+	routes, err := ns.Routes()
+	if err != nil {
+		return fmt.Errorf("routes of %s: %w", pod.Name, err)
+	}
+	for _, r := range routes {
+		switch {
+		case r.Link != pod.Index, r.Destination.Addr().IsLinkLocalUnicast():
+		case r.Destination.Bits() == 0 && r.Gateway.Is4():
+			nic.Gateway4 = r.Gateway
+		case r.Destination.Bits() == 0:
+			nic.Gateway6 = r.Gateway
+		case r.Gateway.IsValid():
+			nic.Routes = append(nic.Routes, r)
+		}
+	}
+	return nil
 }
 
 // indexOf returns the index of the NIC whose tap has this name.

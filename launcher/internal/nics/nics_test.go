@@ -157,6 +157,39 @@ type fakeNamespace []nl.Link
 
 func (f fakeNamespace) Links() ([]nl.Link, error)           { return f, nil }
 func (f fakeNamespace) Addresses(int) ([]nl.Address, error) { return nil, nil }
+func (f fakeNamespace) Routes() ([]nl.Route, error)         { return nil, nil }
+
+// TestFindWire reads what the guest of an interface with addresses of its own is told.
+func TestFindWire(t *testing.T) {
+	h := inNamespace(t)
+	own := alias("net1", "net1")
+	own.Binding, own.Guest4 = string(api.BindingWire), netip.MustParsePrefix("198.51.100.7/24")
+	makeTap(t, h, "net1", "", nl.Tap{}, "198.51.100.7/24")
+	makeTap(t, h, "tap0", text(t, alias("default", "eth0")), nl.Tap{}, "10.0.2.1/24")
+	makeTap(t, h, "tap1", text(t, own), nl.Tap{})
+	makeTap(t, h, "svc1", nicalias.Service(), nl.Tap{}, "169.254.75.2/32", "fe80::ff:fe00:0/64")
+	net1, err := h.Link("net1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for destination, gateway := range map[string]string{"0.0.0.0/0": "198.51.100.1", "203.0.113.0/24": "198.51.100.2"} {
+		route := nl.Route{Link: net1.Index, Destination: netip.MustParsePrefix(destination), Gateway: netip.MustParseAddr(gateway)}
+		if err := h.AddRoute(route); err != nil {
+			t.Fatal(err)
+		}
+	}
+	found, err := Find(h, Wanted{UID: 0, Annotated: true})
+	if err != nil || len(found) != 2 {
+		t.Fatalf("Find = %+v, %v; want two NICs", found, err)
+	}
+	nic := found[1]
+	if nic.Service != "svc1" || nic.Server4.String() != "169.254.75.2" || nic.Gateway4.String() != "198.51.100.1" || !nic.LinkLocal.IsLinkLocalUnicast() {
+		t.Errorf("%+v", nic)
+	}
+	if len(nic.Routes) != 1 || nic.Routes[0].Destination.String() != "203.0.113.0/24" {
+		t.Errorf("routes %+v", nic.Routes)
+	}
+}
 
 func TestHostNamespace(t *testing.T) {
 	host := fstest.MapFS{"proc/sys/net/core/netdev_max_backlog": {}}
