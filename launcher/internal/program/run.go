@@ -158,6 +158,7 @@ func (i *instance) run(ctx context.Context, earlier *mark) lifecycle.Outcome {
 	beside.Go(func() { newForeignLogs().run(side) })
 	beside.Go(func() { i.follow(side) })
 	beside.Go(func() { settle(side, i.settled) })
+	beside.Go(func() { i.growth(earlier != nil).run(side) })
 	if earlier == nil {
 		return i.machine.Run(ctx, nil, time.Time{})
 	}

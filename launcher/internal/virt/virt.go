@@ -129,6 +129,8 @@ type Domain interface {
 	AgentCommand(ctx context.Context, command string) (string, error)
 	// Stats are the figures of the running domain.
 	Stats() (Stats, error)
+	// ResizeDisk tells QEMU and the guest how many bytes the disk with this source (file or device node) has by now.
+	ResizeDisk(source string, size int64) error
 	// XML is the description of the domain as it runs.
 	XML() (string, error)
 	// Undefine forgets a domain that does not run.

@@ -115,6 +115,11 @@ func (d *Domain) AgentCommand(ctx context.Context, command string) (string, erro
 	return answer, wrap(err)
 }
 
+// ResizeDisk is QEMU's block_resize. A file or device that has the size already is only looked at anew.
+func (d *Domain) ResizeDisk(source string, size int64) error {
+	return wrap(d.d.BlockResize(source, uint64(size), libvirt.DOMAIN_BLOCK_RESIZE_BYTES))
+}
+
 // XML of the running domain.
 func (d *Domain) XML() (string, error) {
 	xml, err := d.d.GetXMLDesc(0)

@@ -4,6 +4,7 @@ package virttest
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -127,6 +128,11 @@ func (d *Domain) AgentCommand(context.Context, string) (string, error) {
 
 // Stats are empty.
 func (d *Domain) Stats() (virt.Stats, error) { return virt.Stats{State: d.state}, nil }
+
+// ResizeDisk is taken note of.
+func (d *Domain) ResizeDisk(source string, size int64) error {
+	return d.called(fmt.Sprint("resize ", source, " ", size), "")
+}
 
 // XML is empty.
 func (d *Domain) XML() (string, error) { return "", nil }
