@@ -126,3 +126,13 @@ func (r *resolver) numa() {
 
 // PageBytes returns the size of a huge page as Kubernetes writes it, in bytes; 0: it is no size.
 func PageBytes(size string) int64 { return toBytes(size) }
+
+// Portion is the part that cell i of n gets of pages or vCPUs: as even as it goes, the first cells get what is left.
+// Scheduler and launcher divide alike.
+func Portion(amount int64, n, i int) int64 {
+	part := amount / int64(n)
+	if int64(i) < amount%int64(n) {
+		part++
+	}
+	return part
+}

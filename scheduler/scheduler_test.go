@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -87,38 +88,64 @@ func TestScheduler(t *testing.T) {
 // startScheduler builds the program and runs it under the account of the manifests until the test ends.
 func startScheduler(t *testing.T, server *apitest.Server) {
 	t.Helper()
+	newProcess(t, server).start(t)
+}
+
+// process is a scheduler that can be killed and started again.
+type process struct {
+	args []string
+	port string
+	log  *os.File
+	kill func()
+}
+
+// newProcess builds the program.
+func newProcess(t *testing.T, server *apitest.Server) *process {
+	t.Helper()
 	dir := t.TempDir()
 	binary := filepath.Join(dir, "scheduler")
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-o", binary, ".").CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	config := filepath.Join(dir, "config.yaml")
-	if err := os.WriteFile(config, []byte(configuration(t, server)), 0o600); err != nil {
+	kubeconfig := server.Kubeconfig(t, server.Account(t, api.SystemNamespace, "podvirt-scheduler"))
+	if err := os.WriteFile(config, []byte(configuration(t, kubeconfig)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	log, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(t.Context()))
-	cmd := exec.CommandContext(ctx, binary, "--config="+config, "--secure-port="+freePort(t), "--cert-dir="+dir, "--v=2")
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	p := &process{port: freePort(t), log: log, kill: func() {}}
+	p.args = []string{binary, "--config=" + config, "--secure-port=" + p.port, "--cert-dir=" + dir, "--v=2",
+		"--authentication-kubeconfig=" + kubeconfig, "--authorization-kubeconfig=" + kubeconfig}
 	t.Cleanup(func() {
-		cancel()
-		_ = cmd.Wait() // it was killed
+		p.kill()
 		_ = log.Close()
 		if text, err := os.ReadFile(log.Name()); err == nil && t.Failed() {
 			t.Logf("log of the scheduler:\n%s", text)
 		}
 	})
+	return p
+}
+
+// start runs the program; kill ends it without notice. The next one has to wait for its lease.
+func (p *process) start(t *testing.T) {
+	t.Helper()
+	cmd := exec.CommandContext(context.WithoutCancel(t.Context()), p.args[0], p.args[1:]...)
+	cmd.Stdout, cmd.Stderr = p.log, p.log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	p.kill = sync.OnceFunc(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait() // it was killed
+	})
 }
 
 // configuration is that of the manifests, with the way to this API server.
-func configuration(t *testing.T, server *apitest.Server) string {
+func configuration(t *testing.T, kubeconfig string) string {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join(manifests, "config.yaml"))
 	if err != nil {
@@ -128,7 +155,6 @@ func configuration(t *testing.T, server *apitest.Server) string {
 	if err := yaml.Unmarshal(text, &object); err != nil {
 		t.Fatal(err)
 	}
-	kubeconfig := server.Kubeconfig(t, server.Account(t, api.SystemNamespace, "podvirt-scheduler"))
 	return object.Data["config.yaml"] + fmt.Sprintf("\nclientConnection: {kubeconfig: %q}\n", kubeconfig)
 }
 
@@ -183,6 +209,12 @@ func annotate(t *testing.T, client kubernetes.Interface, name string, cpu *api.C
 // makePod makes a VM Pod as admission leaves it, or an ordinary one when there are no annotations.
 func makePod(t *testing.T, client kubernetes.Interface, name string, annotations map[string]string) {
 	t.Helper()
+	if _, err := client.CoreV1().Pods("shop").Create(t.Context(), newPod(name, annotations), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func newPod(name string, annotations map[string]string) *corev1.Pod {
 	pod := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
 		Spec: corev1.PodSpec{SchedulerName: api.SchedulerName, Containers: []corev1.Container{{
@@ -192,22 +224,21 @@ func makePod(t *testing.T, client kubernetes.Interface, name string, annotations
 			}},
 		}}},
 	}
-	if annotations != nil {
-		pod.Labels = map[string]string{api.LabelVM: name}
-		pod.Annotations = map[string]string{api.KeyVM: name, api.KeyMemory: "64Mi"}
-		maps.Copy(pod.Annotations, annotations)
-		container := &pod.Spec.Containers[0]
-		container.Resources.Limits[api.ResourceKVM] = resource.MustParse("1")
-		container.Resources.Limits[api.ResourceTun] = resource.MustParse("1")
-		empty := corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}
-		for volume, path := range map[string]string{"pod": api.PathPod, "run": api.PathRun, "scratch": api.PathScratch} {
-			pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: volume, VolumeSource: empty})
-			container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: volume, MountPath: path})
-		}
+	if annotations == nil {
+		return pod
 	}
-	if _, err := client.CoreV1().Pods("shop").Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
+	pod.Labels = map[string]string{api.LabelVM: name}
+	pod.Annotations = map[string]string{api.KeyVM: name, api.KeyMemory: "64Mi"}
+	maps.Copy(pod.Annotations, annotations)
+	container := &pod.Spec.Containers[0]
+	container.Resources.Limits[api.ResourceKVM] = resource.MustParse("1")
+	container.Resources.Limits[api.ResourceTun] = resource.MustParse("1")
+	empty := corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}
+	for volume, path := range map[string]string{"pod": api.PathPod, "run": api.PathRun, "scratch": api.PathScratch} {
+		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: volume, VolumeSource: empty})
+		container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: volume, MountPath: path})
 	}
+	return pod
 }
 
 func getPod(t *testing.T, client kubernetes.Interface, name string) *corev1.Pod {

@@ -25,6 +25,7 @@ type Host struct {
 	NICs      []NIC  // in the order in which the guest shall see them
 	Firmware  Firmware
 	Kernel    Kernel
+	Cells     Cells
 	Addresses Layout // PCI addresses by device, from NewLayout
 }
 
@@ -107,6 +108,7 @@ func Build(vm api.Machine, host Host) (*libvirtxml.Domain, error) {
 			SuspendToDisk: &libvirtxml.DomainPMPolicy{Enabled: "no"},
 		},
 	}
+	b.bind(d)
 	devices, err := b.devices()
 	if err != nil {
 		return nil, err
@@ -133,10 +135,9 @@ func (b *builder) memoryBacking() *libvirtxml.DomainMemoryBacking {
 	if b.vm.Memory.Hugepages == "" {
 		return nil
 	}
-	size := map[string]uint{"2Mi": 2 << 10, "1Gi": 1 << 20}[b.vm.Memory.Hugepages]
 	return &libvirtxml.DomainMemoryBacking{
 		MemoryHugePages: &libvirtxml.DomainMemoryHugepages{
-			Hugepages: []libvirtxml.DomainMemoryHugepage{{Size: size, Unit: "KiB"}},
+			Hugepages: []libvirtxml.DomainMemoryHugepage{{Size: uint(api.PageBytes(b.vm.Memory.Hugepages) >> 10), Unit: "KiB"}},
 		},
 		MemorySource: &libvirtxml.DomainMemorySource{Type: "memfd"},
 		MemoryAccess: &libvirtxml.DomainMemoryAccess{Mode: "shared"},

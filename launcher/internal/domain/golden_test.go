@@ -29,6 +29,7 @@ type golden struct {
 	Overlays    []string          `json:"overlays"`
 	Buffered    []string          `json:"buffered"` // disks whose file system has no O_DIRECT
 	Seed        bool              `json:"seed"`
+	Cells       Cells             `json:"cells"`
 }
 
 // TestBuild compares testdata/NAME.yaml with testdata/NAME.xml; go test -update writes the latter.
@@ -91,6 +92,7 @@ func buildGolden(t *testing.T, file string) string {
 		}
 		host.NICs = append(host.NICs, n)
 	}
+	host.Cells = in.Cells
 	all := vm
 	all.NICs = nil
 	for _, n := range host.NICs {

@@ -29,15 +29,6 @@ func (d demand) counts(cells int) (least, most int) {
 	}
 }
 
-// share is the part of cell i of n: as even as it goes, the first ones get what is left.
-func share(pages int64, n, i int) int64 {
-	part := pages / int64(n)
-	if int64(i) < pages%int64(n) {
-		part++
-	}
-	return part
-}
-
 // largeMachine is the number of cells from which not every combination is tried.
 const largeMachine = 10
 
@@ -57,7 +48,7 @@ func choose(d demand, t *topology, free []int64) []int {
 func chooseOf(d demand, t *topology, free []int64, n int) []int {
 	var fit []int
 	for i, c := range t.cells {
-		if c.cpus && free[i] >= share(d.pages, n, n-1) {
+		if c.cpus && free[i] >= api.Portion(d.pages, n, n-1) {
 			fit = append(fit, i)
 		}
 	}
@@ -84,7 +75,7 @@ func chooseOf(d demand, t *topology, free []int64, n int) []int {
 // suffices looks at each part: the first cells may get one page more.
 func suffices(d demand, free []int64, set []int) bool {
 	for at, i := range set {
-		if free[i] < share(d.pages, len(set), at) {
+		if free[i] < api.Portion(d.pages, len(set), at) {
 			return false
 		}
 	}

@@ -73,7 +73,7 @@ func reasonPages(want demand) string {
 	case api.NUMASingle:
 		return fmt.Sprintf("%s in 1 NUMA cell(s): %d needed in one", text, want.pages)
 	case api.NUMACells:
-		return fmt.Sprintf("%s in %d NUMA cell(s): %d needed in each", text, want.cells, share(want.pages, want.cells, 0))
+		return fmt.Sprintf("%s in %d NUMA cell(s): %d needed in each", text, want.cells, api.Portion(want.pages, want.cells, 0))
 	default:
 		return fmt.Sprintf("%s: %d needed", text, want.pages)
 	}

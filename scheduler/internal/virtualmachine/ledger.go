@@ -142,7 +142,7 @@ func (l *ledger) account(t *topology, size string, pods []fwk.PodInfo) account {
 			if i < 0 {
 				continue
 			}
-			part := share(h.pages, len(h.cells), at)
+			part := api.Portion(h.pages, len(h.cells), at)
 			a.held[i] += part
 			if seen {
 				a.seen[i] += part
