@@ -34,7 +34,8 @@ func TestDisksGrow(t *testing.T) {
 	v := p.start()
 	v.booted(1)
 	s := v.login()
-	s.typeLine("sizes() { for d in /sys/block/sd? /sys/block/vd?; do echo size $(cat $d/size).; done; }; watch() { until sizes | grep -q \" $1[.]\"; do usleep 100000; done; echo seen-$1-''now; }")
+	s.typeLine("sizes() { for d in /sys/block/sd? /sys/block/vd?; do echo size $(cat $d/size).; done; }")
+	s.typeLine("watch() { until sizes | grep -q \" $1[.]\"; do usleep 100000; done; echo seen-$1-''now; }")
 
 	grow := func(what string, sectors string, do func() error) {
 		t.Helper()
