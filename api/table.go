@@ -166,7 +166,7 @@ func (t *table) lookup(key string) (r *row, device string, found bool) {
 func (t *table) nearestKey(key string) string {
 	if kind, name, ok := strings.Cut(key, "."); ok {
 		if near := Nearest(kind, t.devices); near != "" {
-			return Prefix + near + "." + name
+			return Prefix + near + "." + shown(name)
 		}
 	}
 	if near := Nearest(key, t.names); near != "" {
