@@ -84,6 +84,9 @@ func Build(vm api.Machine, host Host) (*libvirtxml.Domain, error) {
 	if !ok {
 		return nil, fmt.Errorf("%w: QEMU for %s", ErrUnsupported, vm.CPU.Arch)
 	}
+	if err := checkTopology(vm); err != nil {
+		return nil, err
+	}
 	b := builder{vm: vm, host: host}
 	d := &libvirtxml.Domain{
 		Type:          b.accelerator(),

@@ -150,6 +150,12 @@ func (in golden) disk(o api.Disk) Disk {
 }
 
 func TestUnsupported(t *testing.T) {
+	for _, topology := range []api.Topology{{Sockets: 1, Dies: 2, Clusters: 1, Cores: 1, Threads: 1}, {Sockets: 1, Dies: 1, Clusters: 2, Cores: 1, Threads: 1}} {
+		vm := api.Machine{VM: api.VM{CPU: api.CPU{Accelerator: api.AcceleratorTCG, Topology: &topology}}}
+		if _, err := Build(vm, Host{}); !errors.Is(err, ErrUnsupported) {
+			t.Errorf("%+v under emulation: %v, want ErrUnsupported", topology, err)
+		}
+	}
 	_, err := Build(api.Machine{VM: api.VM{CPU: api.CPU{Arch: "s390x"}}}, Host{})
 	if !errors.Is(err, ErrUnsupported) {
 		t.Errorf("arch s390x: %v, want ErrUnsupported", err)
