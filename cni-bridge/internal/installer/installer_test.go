@@ -141,6 +141,36 @@ func loaded(t *testing.T, dir string) []string {
 	return types
 }
 
+// TestSettingsReachTheChain changes podvirt-config under a running installer: the next ADD already has it.
+func TestSettingsReachTheChain(t *testing.T) {
+	o := options(t)
+	o.SettingsDir = t.TempDir()
+	tree{"10-local.conflist": list}.write(t, o.ConfDir)
+	node, err := New(o)
+	must(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- node.Run(ctx) }()
+	dropIn := filepath.Join(o.ConfDir, "local", dropInName)
+	if !appears(dropIn, 2*time.Second) {
+		t.Fatal("not installed")
+	}
+	tree{"launcher.port-base": "50000"}.write(t, o.SettingsDir)
+	ticker := time.NewTicker(10 * time.Millisecond)
+	defer ticker.Stop()
+	for deadline := time.Now().Add(5 * time.Second); ; <-ticker.C {
+		data, err := os.ReadFile(dropIn)
+		if err == nil && strings.Contains(string(data), "50000-50003/tcp") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the chain has %s, %v", data, err)
+		}
+	}
+	cancel()
+	must(t, <-done)
+}
+
 func TestChangesOfOthersAreFollowed(t *testing.T) {
 	for name, row := range map[string]struct {
 		before, after tree // by the CNI's own agent, on top of an installation

@@ -152,6 +152,40 @@ func TestReservedPortWithoutListenerIsRefused(t *testing.T) {
 	}
 }
 
+// TestPortBaseMoves gives the launcher other ports (launcher.port-base), which a Pod keeps that was made with the former ones.
+func TestPortBaseMoves(t *testing.T) {
+	a := newAttachment(t, world.Options{}, vmPod(""))
+	must(t, a.add(t))
+	b := newAttachment(t, world.Options{}, vmPod(""))
+	b.stateDir, b.id, b.extra = a.stateDir, "c2", map[string]any{"reservedPorts": []string{"50000-50003/tcp"}}
+	must(t, b.add(t))
+	for name, row := range map[string]struct {
+		at          *attachment
+		base        uint16
+		kept, given int
+	}{"before": {a, 49152, 49155, 50003}, "after": {b, 50000, 50003, 49155}} {
+		t.Run(name, func(t *testing.T) {
+			if nic := row.at.Boot(t); nic.PortBase != row.base {
+				t.Errorf("the launcher is told port base %d; want %d", nic.PortBase, row.base)
+			}
+			for _, port := range []int{row.kept, row.given} {
+				world.Listen(t, row.at.Guest, join("10.0.2.2", port))
+			}
+			if _, err := world.Ask(row.at.Outside, join(world.Pod4, row.kept)); err == nil || !strings.Contains(err.Error(), "refused") {
+				t.Errorf("port %d reaches the guest: %v", row.kept, err)
+			}
+			if _, err := world.Ask(row.at.Outside, join(world.Pod4, row.given)); err != nil {
+				t.Errorf("port %d does not reach the guest: %v", row.given, err)
+			}
+			must(t, row.at.check(t))
+		})
+	}
+	b.annotations = vmPod("ports=50001")
+	if err := b.add(t); code(err) != 100 || !strings.Contains(err.Error(), "ports=50001: kept for the launcher (50000 to 50003)") {
+		t.Errorf("ADD = %v; want code 100", err)
+	}
+}
+
 func TestOnlyListedPortsComeIn(t *testing.T) {
 	a := newAttachment(t, world.Options{}, vmPod("ports=22+80+5000-5002+53/udp"))
 	must(t, a.add(t))

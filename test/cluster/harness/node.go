@@ -46,6 +46,16 @@ func (c *Cluster) OnNode(t testing.TB, node string, argv ...string) string {
 	return stdout.String()
 }
 
+// onNodeAnyhow is OnNode for the end of a test, when its context is over.
+func (c *Cluster) onNodeAnyhow(t testing.TB, node string, argv ...string) {
+	pid := strconv.Itoa(c.NodePID(t, node))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), Short)
+	defer cancel()
+	if out, err := exec.CommandContext(ctx, "nsenter", append([]string{"--target", pid, "--all", "--"}, argv...)...).CombinedOutput(); err != nil {
+		t.Errorf("on %s: %s: %v: %s", node, strings.Join(argv, " "), err, out)
+	}
+}
+
 // RestartNode kills a node with everything on it, as a power cut would, and waits until it is Ready again.
 func (c *Cluster) RestartNode(t testing.TB, node string) {
 	t.Helper()

@@ -39,7 +39,7 @@ func TestNetworkRefusals(t *testing.T) {
 	}
 	ns.Apply(t, none.manifest(t))
 	wrong, host := completed(t, ns, newVM("wrong", "guest-tiny")), completed(t, ns, newVM("host", "guest-tiny"))
-	wrong.Spec.SchedulerName = "default-scheduler" // ours refuses it as well
+	wrong.Spec.NodeName, host.Spec.NodeName = ns.Nodes[0], ns.Nodes[0] // past every scheduler
 	host.Spec.HostNetwork = true
 	privileged := ns.Namespace(t, harness.Privileged)
 	ns.WithoutPolicies(t)
@@ -74,7 +74,7 @@ func TestNetworkRefusals(t *testing.T) {
 	})
 	t.Run("a VM without NIC", func(t *testing.T) {
 		pod := ns.WaitPod(t, "none", harness.Medium, harness.Ready)
-		ns.WaitLog(t, "none", api.ContainerName, "podvirt-tiny: interfaces lo\r\n", harness.Medium)
+		ns.WaitLog(t, "none", api.ContainerName, "podvirt-tiny: interfaces lo", harness.Medium)
 		mustCurl(t, ns, "http://"+net.JoinHostPort(pod.Status.PodIP, fmt.Sprint(api.PortStatus))+"/metrics") // the Pod keeps its network
 	})
 }

@@ -41,12 +41,17 @@ func (c *Cluster) Build(ctx context.Context) (map[string]string, error) {
 	if c.Layout.Prebuilt != "" {
 		return prebuilt(c.Layout.Prebuilt)
 	}
+	return c.BuildOthers(ctx, programs.All())
+}
+
+// BuildOthers is Build for programs of the caller's choice.
+func (c *Cluster) BuildOthers(ctx context.Context, all []programs.Program) (map[string]string, error) {
 	root, err := sourceRoot(ctx)
 	if err != nil {
 		return nil, err
 	}
 	b := programs.Builder{Modules: filepath.Join(root, "test/programs"), Bin: c.Layout.Bin(), Log: c.Log}
-	return b.Build(ctx, programs.All())
+	return b.Build(ctx, all)
 }
 
 func prebuilt(dir string) (map[string]string, error) {

@@ -35,6 +35,7 @@ const (
 	runc       = "github.com/opencontainers/runc"
 	etcd       = "go.etcd.io/etcd/server/v3"
 	coredns    = "github.com/coredns/coredns"
+	multus     = "gopkg.in/k8snetworkplumbingwg/multus-cni.v4"
 )
 
 // All returns the programs of the cluster.
@@ -63,6 +64,16 @@ func All() []Program {
 		Program{Name: "etcd", Module: "etcd", Package: etcd, Version: etcd, NoCGO: true},
 		Program{Name: "coredns", Module: "dns", Package: ".", Version: coredns, NoCGO: true, LDFlags: "-X github.com/coredns/coredns/coremain.GitCommit=%[1]s"},
 	)
+}
+
+// Multus returns the programs of Multus, which a cluster has only while a test wants it: the thin plugin, and the thick one's
+// two halves.
+func Multus() []Program {
+	var all []Program
+	for _, name := range []string{"multus", "multus-shim", "multus-daemon"} {
+		all = append(all, Program{Name: name, Module: "multus", Package: multus + "/cmd/" + name, Version: multus, NoCGO: true})
+	}
+	return all
 }
 
 // Builder builds into a directory.
