@@ -277,10 +277,10 @@ func nearestIsTold(t *testing.T, key string, errs Errors) {
 	if _, _, known := contract().lookup(key); known || len(errs) == 0 {
 		return
 	}
-	near := false
+	near, lower := false, strings.ToLower(key)
 	for _, name := range contract().names {
-		d := editDistance(strings.ToLower(key), name, farthest)
-		near = near || d <= farthest && d < max(len(key), len(name))
+		d := editDistance(lower, name, farthest)
+		near = near || d <= farthest && d < max(len(lower), len(name))
 	}
 	if near && len(key) <= 128 && !strings.Contains(errs.Error(), "unknown annotation; nearest: ") {
 		t.Errorf("%q is near a key, but: %v", key, errs)
