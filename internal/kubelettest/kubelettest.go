@@ -32,7 +32,8 @@ type Kubelet struct {
 	endpoints map[string]map[string]*endpoint // resource, socket
 	units     map[string]map[string]string    // resource, id: health
 	messages  map[string]int                  // stream messages, by resource
-	minimum   map[string]int                  // lowest number of healthy units since the first message
+	given     []given
+	minimum   map[string]int // lowest number of healthy units since the first message
 }
 
 type endpoint struct {
@@ -245,14 +246,9 @@ func (k *Kubelet) Count(resource string) (messages, minimum, endpoints int) {
 
 // Allocate asks one of the resource's endpoints, as the device manager does for one container.
 func (k *Kubelet) Allocate(ctx context.Context, resource string, ids ...string) (*pluginapi.ContainerAllocateResponse, error) {
-	k.mu.Lock()
-	var client pluginapi.DevicePluginClient
-	for _, e := range k.endpoints[resource] {
-		client = e.client
-	}
-	k.mu.Unlock()
-	if client == nil {
-		return nil, errors.New("unknown device plugin " + resource)
+	client, err := k.client(resource)
+	if err != nil {
+		return nil, err
 	}
 	resp, err := client.Allocate(ctx, &pluginapi.AllocateRequest{
 		ContainerRequests: []*pluginapi.ContainerAllocateRequest{{DevicesIds: ids}},
@@ -261,6 +257,15 @@ func (k *Kubelet) Allocate(ctx context.Context, resource string, ids ...string) 
 		return nil, err
 	}
 	return resp.ContainerResponses[0], nil
+}
+
+func (k *Kubelet) client(resource string) (pluginapi.DevicePluginClient, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, e := range k.endpoints[resource] {
+		return e.client, nil
+	}
+	return nil, errors.New("unknown device plugin " + resource)
 }
 
 func dial(socket string) (*grpc.ClientConn, error) {

@@ -79,7 +79,7 @@ func CDIFiles(dir, hook string) ([]hostfile.File, error) {
 	for _, k := range kinds() {
 		edit := cdi.Edit{Hook: k.hook}
 		if k.node != "" {
-			edit.Node = path.Join("/dev", k.node)
+			edit.Nodes = []string{path.Join("/dev", k.node)}
 		}
 		file, err := cdi.File(dir, hook, k.name(), map[string]cdi.Edit{cdi.Any: edit})
 		if err != nil {

@@ -26,8 +26,8 @@ const version = "0.6.0"
 
 // Edit is what one CDI device does to a container.
 type Edit struct {
-	Node string   // device file of the host, given under the same path, read and write
-	Hook []string // arguments of the device hook; empty: no hook
+	Nodes []string // device files of the host, given under the same paths, read and write
+	Hook  []string // arguments of the device hook; empty: no hook
 }
 
 // Name returns the full name of a CDI device.
@@ -45,14 +45,16 @@ func File(dir, hook, kind string, edits map[string]Edit) (hostfile.File, error) 
 	if err != nil {
 		return hostfile.File{}, fmt.Errorf("CDI specification of %s: %w", kind, err)
 	}
-	path := filepath.Join(dir, Vendor+"-"+kind+".json")
-	return hostfile.File{Path: path, Content: append(content, '\n'), Mode: 0o644}, nil
+	return hostfile.File{Path: Path(dir, kind), Content: append(content, '\n'), Mode: 0o644}, nil
 }
+
+// Path returns where the specification of a kind is.
+func Path(dir, kind string) string { return filepath.Join(dir, Vendor+"-"+kind+".json") }
 
 func (e Edit) container(hook string) specs.ContainerEdits {
 	var edits specs.ContainerEdits
-	if e.Node != "" {
-		edits.DeviceNodes = []*specs.DeviceNode{{Path: e.Node, Permissions: "rw"}}
+	for _, node := range e.Nodes {
+		edits.DeviceNodes = append(edits.DeviceNodes, &specs.DeviceNode{Path: node, Permissions: "rw"})
 	}
 	if len(e.Hook) > 0 {
 		args := append([]string{filepath.Base(hook)}, e.Hook...)

@@ -19,7 +19,7 @@ func TestTheRuntimeGivesTheNodeToTheContainersUser(t *testing.T) {
 	for name, uid := range map[string]uint32{"launcher": 107, "arbitrary uid": 1000730000, "root": 0} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			write(t, dir, "null", map[string]Edit{Any: {Node: "/dev/null"}})
+			write(t, dir, "null", map[string]Edit{Any: {Nodes: []string{"/dev/null"}}})
 			before := stat(t, "/dev/null")
 			spec := container(uid)
 
@@ -62,7 +62,7 @@ func TestRightsComeByAHook(t *testing.T) {
 }
 
 func TestFileIsTheSameEveryTime(t *testing.T) {
-	edits := map[string]Edit{"b": {Node: "/dev/b"}, "a": {Node: "/dev/a", Hook: []string{"rtprio=1"}}}
+	edits := map[string]Edit{"b": {Nodes: []string{"/dev/b"}}, "a": {Nodes: []string{"/dev/a"}, Hook: []string{"rtprio=1"}}}
 	const want = `{"cdiVersion":"0.6.0","kind":"podvirt.dev/x","devices":[` +
 		`{"name":"a","containerEdits":{"deviceNodes":[{"path":"/dev/a","permissions":"rw"}],` +
 		`"hooks":[{"hookName":"createRuntime","path":"/opt/podvirt/bin/device-hook","args":["device-hook","rtprio=1"]}]}},` +

@@ -19,6 +19,11 @@ const (
 type Config struct {
 	Devices base.Settings
 	Facts   facts.Settings
+
+	Classes          []api.DeviceClass // without those that have mistakes
+	ClassMistakes    api.Errors
+	MdevOff          bool
+	UnsafeInterrupts bool
 }
 
 // Parse reads the data of the ConfigMap for one node; no data gives the defaults. All mistakes are returned at once, and
@@ -29,6 +34,8 @@ func Parse(data map[string]string, node string) (Config, api.Errors) {
 		Devices: base.Settings{Units: units(all.DeviceCapacity, node), VsockCIDBase: defaultCIDBase},
 		Facts:   facts.Settings{Emulation: all.Emulation == "allow", MinInterval: defaultMinInterval},
 	}
+	c.Classes, c.ClassMistakes = api.ParseDeviceClasses(data)
+	c.MdevOff, c.UnsafeInterrupts = all.MdevOff, all.UnsafeIRQs
 	if all.VsockCIDBase > 0 {
 		c.Devices.VsockCIDBase = all.VsockCIDBase
 	}

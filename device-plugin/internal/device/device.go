@@ -16,13 +16,25 @@ type Resource struct {
 	Name  string // full name, such as podvirt.dev/kvm
 	Units []Unit
 	Note  string // for people: why there are no units, or fewer than asked for
+	Place Place  // which units a container had better get
 }
+
+// Place says how the units of one container are spread over cards.
+type Place string
+
+// Places.
+const (
+	Anywhere Place = ""       // units do not differ
+	Pack     Place = "pack"   // from as few cards as possible, the fullest first
+	Spread   Place = "spread" // from as many cards as possible, the emptiest first
+)
 
 // Unit is what one container can hold. Its id is the same after restarts of plugin, kubelet and node.
 type Unit struct {
 	ID     string
 	Reason string // why it is unhealthy; empty: healthy (devices.md 2.7)
 	Cells  []int  // NUMA cells it belongs to; empty: no cell, or every cell
+	Card   string // what it is a part of, for Place; "": nothing
 	Grant  Grant
 }
 
@@ -57,11 +69,11 @@ func (r Resource) Counts() (healthy, unhealthy int) {
 // equal says whether the kubelet and a container would see no difference. The note is for people only, yet it is
 // compared too: the board is also what the list of devices is printed from.
 func (r Resource) equal(o Resource) bool {
-	return r.Name == o.Name && r.Note == o.Note && slices.EqualFunc(r.Units, o.Units, Unit.equal)
+	return r.Name == o.Name && r.Note == o.Note && r.Place == o.Place && slices.EqualFunc(r.Units, o.Units, Unit.equal)
 }
 
 func (u Unit) equal(o Unit) bool {
-	return u.ID == o.ID && u.Reason == o.Reason && slices.Equal(u.Cells, o.Cells) && u.Grant.equal(o.Grant)
+	return u.ID == o.ID && u.Reason == o.Reason && u.Card == o.Card && slices.Equal(u.Cells, o.Cells) && u.Grant.equal(o.Grant)
 }
 
 func (g Grant) equal(o Grant) bool {

@@ -10,6 +10,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -28,8 +30,9 @@ type File struct {
 	Mode    fs.FileMode
 }
 
-// Keeper holds a fixed set of files in place.
+// Keeper holds a set of files in place.
 type Keeper struct {
+	mu    sync.Mutex
 	files []File
 	dirs  []string
 }
@@ -37,7 +40,7 @@ type Keeper struct {
 // NewKeeper returns a keeper of the files; it touches nothing yet.
 func NewKeeper(files []File) *Keeper {
 	seen := map[string]bool{}
-	k := &Keeper{files: files}
+	k := &Keeper{files: slices.Clone(files)}
 	for _, f := range files {
 		if dir := filepath.Dir(f.Path); !seen[dir] {
 			seen[dir] = true
@@ -47,9 +50,35 @@ func NewKeeper(files []File) *Keeper {
 	return k
 }
 
+// Put makes a file one of those that are held, or changes its content, and writes it at once. Its directory must be one
+// of another file's.
+func (k *Keeper) Put(file File) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.files = append(k.without(file.Path), file)
+	return file.restore()
+}
+
+// Drop removes a file and holds it no more.
+func (k *Keeper) Drop(path string) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.files = k.without(path)
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (k *Keeper) without(path string) []File {
+	return slices.DeleteFunc(slices.Clone(k.files), func(f File) bool { return f.Path == path })
+}
+
 // Restore writes the files that differ and makes missing directories. It goes on after a file that cannot be written
 // and returns all errors.
 func (k *Keeper) Restore() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	var errs []error
 	for _, f := range k.files {
 		errs = append(errs, f.restore())
@@ -99,6 +128,8 @@ func (k *Keeper) awaitChange(ctx context.Context, watcher *fsnotify.Watcher, ret
 }
 
 func (k *Keeper) concerns(name string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
 	for _, f := range k.files {
 		if f.Path == name || filepath.Dir(f.Path) == name {
 			return true

@@ -36,12 +36,13 @@ const (
 	socketSuffix = ".sock"
 )
 
-// Options are what a [Manager] needs; all are required.
+// Options are what a [Manager] needs; all but Preparer are required.
 type Options struct {
 	Dir      string // the kubelet's plugin registry
 	Instance string // UID of our Pod: the sockets of two plugin Pods on one node differ during an upgrade
 	Board    *device.Board
 	Observer Observer
+	Preparer Preparer
 }
 
 // Manager serves every resource on the board, each on a socket of its own.
@@ -139,7 +140,7 @@ func (m *Manager) adjust(ctx context.Context, names []string, services *sync.Wai
 		}
 		serviceCtx, cancel := context.WithCancel(ctx)
 		s := &service{
-			server: newServer(m.Board, name, m.Observer),
+			server: newServer(name, m.Options),
 			socket: m.socket(name),
 			cancel: cancel,
 			renew:  make(chan struct{}, 1),

@@ -18,7 +18,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"podvirt.dev/device-plugin/internal/device"
-	"podvirt.dev/device-plugin/internal/kubelet/kubelettest"
+	"podvirt.dev/internal/kubelettest"
 )
 
 const (

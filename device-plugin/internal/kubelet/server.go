@@ -36,6 +36,11 @@ type Observer interface {
 	Allocated(resource string, took time.Duration, err error)
 }
 
+// Preparer makes units ready that a container is about to get. It returns an error where one cannot be handed out.
+type Preparer interface {
+	Prepare(ctx context.Context, resource string, ids []string) error
+}
+
 // server speaks both protocols for one resource.
 type server struct {
 	pluginapi.UnimplementedDevicePluginServer
@@ -44,6 +49,7 @@ type server struct {
 	board    *device.Board
 	resource string
 	observer Observer
+	preparer Preparer // nil: nothing needs it
 
 	mu         sync.Mutex
 	stopping   <-chan struct{} // closed when the streams shall end; nil: no socket
@@ -51,8 +57,8 @@ type server struct {
 	connected  bool            // the kubelet has taken it and has not refused it since
 }
 
-func newServer(board *device.Board, resource string, observer Observer) *server {
-	return &server{board: board, resource: resource, observer: observer}
+func newServer(resource string, o Options) *server {
+	return &server{board: o.Board, resource: resource, observer: o.Observer, preparer: o.Preparer}
 }
 
 // begin says that a socket is about to be served until stopping is closed.
@@ -113,9 +119,23 @@ func (s *server) isConnected() bool {
 	return s.connected
 }
 
-// GetDevicePluginOptions tells the kubelet which optional calls to make: none.
+// GetDevicePluginOptions tells the kubelet which optional calls to make: none where units do not differ.
 func (s *server) GetDevicePluginOptions(context.Context, *pluginapi.Empty) (*pluginapi.DevicePluginOptions, error) {
-	return &pluginapi.DevicePluginOptions{}, nil
+	resource, _, _ := s.board.Resource(s.resource)
+	return &pluginapi.DevicePluginOptions{GetPreferredAllocationAvailable: resource.Differs()}, nil
+}
+
+// GetPreferredAllocation chooses units for each container. It never refuses: an error would fail the Pod, and any choice
+// of what is available works.
+func (s *server) GetPreferredAllocation(_ context.Context, req *pluginapi.PreferredAllocationRequest) (*pluginapi.PreferredAllocationResponse, error) {
+	resource, _, _ := s.board.Resource(s.resource)
+	resp := &pluginapi.PreferredAllocationResponse{}
+	for _, c := range req.ContainerRequests {
+		resp.ContainerResponses = append(resp.ContainerResponses, &pluginapi.ContainerPreferredAllocationResponse{
+			DeviceIDs: resource.Prefer(c.AvailableDeviceIDs, c.MustIncludeDeviceIDs, int(c.AllocationSize)),
+		})
+	}
+	return resp, nil
 }
 
 // ListAndWatch sends the units at once and then whenever they changed. It never sends an empty list because the plugin
@@ -157,14 +177,14 @@ func await[T any](ctx context.Context, stopping <-chan struct{}, c <-chan T) boo
 
 // Allocate answers with CDI device names and variables; the devices themselves were prepared before they were offered.
 // The same units give the same answer every time.
-func (s *server) Allocate(_ context.Context, req *pluginapi.AllocateRequest) (*pluginapi.AllocateResponse, error) {
+func (s *server) Allocate(ctx context.Context, req *pluginapi.AllocateRequest) (*pluginapi.AllocateResponse, error) {
 	start := time.Now()
-	resp, err := s.allocate(req)
+	resp, err := s.allocate(ctx, req)
 	s.observer.Allocated(s.resource, time.Since(start), err)
 	return resp, err
 }
 
-func (s *server) allocate(req *pluginapi.AllocateRequest) (*pluginapi.AllocateResponse, error) {
+func (s *server) allocate(ctx context.Context, req *pluginapi.AllocateRequest) (*pluginapi.AllocateResponse, error) {
 	resource, _, ok := s.board.Resource(s.resource)
 	if !ok {
 		return nil, status.Errorf(codes.Unavailable, "%s is not offered any more", s.resource)
@@ -174,6 +194,11 @@ func (s *server) allocate(req *pluginapi.AllocateRequest) (*pluginapi.AllocateRe
 		answer, err := answer(resource, container.DevicesIds)
 		if err != nil {
 			return nil, err
+		}
+		if s.preparer != nil {
+			if err := s.preparer.Prepare(ctx, s.resource, container.DevicesIds); err != nil {
+				return nil, status.Error(codes.FailedPrecondition, err.Error())
+			}
 		}
 		resp.ContainerResponses = append(resp.ContainerResponses, answer)
 	}

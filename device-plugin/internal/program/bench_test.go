@@ -22,9 +22,9 @@ import (
 
 	"podvirt.dev/api"
 	"podvirt.dev/device-plugin/internal/facts"
-	"podvirt.dev/device-plugin/internal/kubelet/kubelettest"
 	"podvirt.dev/internal/apitest"
 	"podvirt.dev/internal/cli"
+	"podvirt.dev/internal/kubelettest"
 	"podvirt.dev/internal/require"
 )
 
@@ -73,7 +73,7 @@ func newBench(t *testing.T) *bench {
 	}
 	b := &bench{t: t, server: server, root: kubelettest.ShortDir(t), boot: boot, metrics: freePort(t)}
 	b.config = server.Kubeconfig(t, server.AccountOn(t, api.SystemNamespace, "podvirt-device-plugin", nodeName))
-	for _, dir := range []string{"dev/net", "run", "facts", "registry", "seccomp", "cdi", "bin"} {
+	for _, dir := range []string{"dev/net", "run", "facts", "registry", "seccomp", "cdi", "bin", "sys/bus/pci/devices"} {
 		if err := os.MkdirAll(b.path(dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -84,6 +84,7 @@ func newBench(t *testing.T) *bench {
 		t.Fatal(err)
 	}
 	b.kubelet, _ = kubelettest.Start(t, b.path("registry"), "")
+	b.kubelet.ServeHolders(t, b.path("pods.sock"))
 	return b
 }
 
@@ -100,6 +101,7 @@ func (b *bench) args(instance string) []string {
 		"--node-name=" + nodeName, "--instance=" + instance, "--pod=" + api.SystemNamespace + "/" + podName, "--kubeconfig=" + b.config, "--metrics=" + b.metrics,
 		"--dev=" + b.path("dev"), "--run=" + b.path("run"), "--facts-dir=" + b.path("facts"), "--plugin-dir=" + b.path("registry"),
 		"--seccomp-dir=" + b.path("seccomp"), "--cdi-dir=" + b.path("cdi"), "--hook-dir=" + b.path("bin"), "--hook=" + b.path("hook"),
+		"--sysfs=" + b.path("sys"), "--journal=" + b.path("devices.json"), "--pod-resources=" + b.path("pods.sock"),
 	}
 }
 

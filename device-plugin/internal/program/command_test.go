@@ -46,6 +46,7 @@ func TestTheDaemonSetFitsTheFlags(t *testing.T) {
 	}
 	for path, writable := range map[string]bool{
 		o.dev: false, o.run: false, o.factsDir: false, o.cdiDir: true, o.pluginDir: true, o.seccompDir: true, o.hookDir: true,
+		o.sys: true, filepath.Join(filepath.Dir(o.sys), "proc"): false, filepath.Dir(o.journal): true, filepath.Dir(o.podResources): false,
 	} {
 		if w, ok := mounted[path]; !ok || w != writable {
 			t.Errorf("%s: mounted %v, writable %v; want writable %v", path, ok, w, writable)

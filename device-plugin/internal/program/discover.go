@@ -20,6 +20,8 @@ import (
 const (
 	// rescanInterval is how often the node is looked at without a notice; a sysctl gives none.
 	rescanInterval = 30 * time.Second
+	// waitInterval is how often the kubelet is asked whether a container has ended that holds up a change.
+	waitInterval = 3 * time.Second
 	// configTimeout is how long the first offer waits for podvirt-config.
 	configTimeout = 5 * time.Second
 	// settleTime gathers the events of one change, such as a module that makes several files.
@@ -35,9 +37,10 @@ func (p *plugin) discover(ctx context.Context) error {
 	defer watcher.Close()
 	hostChanged := make(chan struct{}, 1)
 	go p.watchHost(ctx, watcher, hostChanged)
+	go followUevents(ctx, hostChanged)
 	rescan := time.NewTicker(rescanInterval)
 	defer rescan.Stop()
-	host := host(p.hostPaths)
+	host := baseHost(p.hostPaths)
 	p.awaitConfig(ctx)
 	for ctx.Err() == nil {
 		config, configChanged := p.config.Get()
@@ -47,8 +50,9 @@ func (p *plugin) discover(ctx context.Context) error {
 		profile, profileChanged := p.profile.Get()
 
 		known := snapshot.Or(facts.FromAnnotations(view.Annotations, p.boot))
-		resources := withoutFiles(base.Scan(host, config.Devices, kvm(known.CPU, profile)), devices)
-		p.publish(ctx, resources)
+		resources := base.Scan(host, config.Devices, kvm(known.CPU, profile))
+		classes, waiting := p.refresh(ctx, config, view)
+		p.publish(ctx, withoutFiles(append(resources, classes...), devices))
 		p.metrics.Facts(known.CPU, config.Facts.Emulation)
 		if done, _ := p.complete.Get(); !done && view.UID != "" {
 			p.complete.Set(true)
@@ -62,9 +66,18 @@ func (p *plugin) discover(ctx context.Context) error {
 		case <-profileChanged:
 		case <-rescan.C:
 		case <-hostChanged:
+		case <-again(waiting):
 		}
 	}
 	return nil
+}
+
+// again returns what is ready after a while where something waits for a container to end: nothing tells of that.
+func again(waiting bool) <-chan time.Time {
+	if !waiting {
+		return nil
+	}
+	return time.After(waitInterval)
 }
 
 // awaitConfig gives the API server a moment, so that a restart does not offer the default capacity in between. Without
@@ -122,6 +135,10 @@ func awaitEntry(ctx context.Context, watcher *fsnotify.Watcher) bool {
 }
 
 func (p *plugin) publish(ctx context.Context, resources []device.Resource) {
+	before := map[string]device.Resource{}
+	for _, r := range p.board.All() {
+		before[r.Name] = r
+	}
 	changes := p.board.Publish(resources)
 	if changes.Empty() {
 		return
@@ -131,6 +148,7 @@ func (p *plugin) publish(ctx context.Context, resources []device.Resource) {
 		r, _, _ := p.board.Resource(name)
 		healthy, unhealthy := r.Counts()
 		klog.FromContext(ctx).Info("Offer", "resource", r.Name, "healthy", healthy, "unhealthy", unhealthy, "note", r.Note)
+		p.health(ctx, before[name], r)
 	}
 }
 
@@ -157,7 +175,7 @@ func settle(ctx context.Context, watcher *fsnotify.Watcher) {
 	}
 }
 
-func host(h hostPaths) base.Host {
+func baseHost(h hostPaths) base.Host {
 	return base.Host{
 		Dev: os.DirFS(h.dev), Proc: os.DirFS(h.proc), Run: os.DirFS(h.run),
 		Open: func(name string) error {

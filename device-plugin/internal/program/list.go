@@ -73,7 +73,7 @@ func list(h hostPaths) ([]listed, error) {
 		}
 		lines = append(lines, listed{Resource: api.ResourceKVM, Note: note})
 	}
-	for _, r := range base.Scan(host(h), defaults.Devices, state) {
+	for _, r := range base.Scan(baseHost(h), defaults.Devices, state) {
 		healthy, unhealthy := r.Counts()
 		lines = append(lines, listed{Resource: r.Name, Healthy: healthy, Unhealthy: unhealthy, Note: r.Note})
 	}

@@ -12,8 +12,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"podvirt.dev/api"
-	"podvirt.dev/device-plugin/internal/kubelet/kubelettest"
 	"podvirt.dev/internal/apitest"
+	"podvirt.dev/internal/kubelettest"
 )
 
 // With the token of the DaemonSet nothing can be changed but our keys on the own Node (SC-020).

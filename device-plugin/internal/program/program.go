@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/pflag"
@@ -42,6 +43,7 @@ type hostPaths struct {
 	dev, proc, run              string
 	cdiDir, pluginDir, factsDir string
 	seccompDir, hookDir, hook   string
+	sys, journal, podResources  string
 }
 
 // Run is the program. Without arguments it serves; "list" prints what it would offer.
@@ -82,6 +84,9 @@ func parseServe(args []string, usage io.Writer) (options, error) {
 	flags.StringVar(&o.seccompDir, "seccomp-dir", "/host/var/lib/kubelet/seccomp", "seccomp directory of the kubelet")
 	flags.StringVar(&o.hookDir, "hook-dir", "/host/opt/podvirt/bin", "where the device hook is installed")
 	flags.StringVar(&o.hook, "hook", "/usr/bin/device-hook", "the device hook to install")
+	flags.StringVar(&o.sys, "sysfs", "/host/sys", "the host's /sys; the host's /proc is beside it")
+	flags.StringVar(&o.journal, "journal", "/host/var/lib/podvirt/devices.json", "what was changed on the node")
+	flags.StringVar(&o.podResources, "pod-resources", "/host/var/lib/kubelet/pod-resources/kubelet.sock", "socket by which the kubelet says who has what")
 	flags.IntVarP(&o.verbosity, "v", "v", 0, "detail of the log")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -106,6 +111,9 @@ func (o *options) validate() error {
 	}
 	if o.instance == "" {
 		return errors.New("flag --instance is required")
+	}
+	if filepath.Base(o.sys) != "sys" {
+		return fmt.Errorf("flag --sysfs: %q: want a directory sys", o.sys)
 	}
 	var err error
 	if o.configName, err = objectName("--config", o.config); err != nil {

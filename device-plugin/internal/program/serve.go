@@ -13,11 +13,13 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/klog/v2"
 
+	"podvirt.dev/api"
 	"podvirt.dev/device-plugin/internal/base"
 	"podvirt.dev/device-plugin/internal/config"
 	"podvirt.dev/device-plugin/internal/device"
 	"podvirt.dev/device-plugin/internal/facts"
 	"podvirt.dev/device-plugin/internal/hostfile"
+	"podvirt.dev/device-plugin/internal/inventory"
 	"podvirt.dev/device-plugin/internal/kubelet"
 	"podvirt.dev/device-plugin/internal/latest"
 	"podvirt.dev/device-plugin/internal/node"
@@ -37,6 +39,9 @@ type plugin struct {
 	board   *device.Board
 	metrics *status.Metrics
 	client  *node.Client
+	classes *inventory.Inventory
+	news    chan news
+	notes   []string // of the last refresh
 
 	config   *latest.Value[config.Config]  // Facts.Known tells whether it is more than the defaults
 	settings *latest.Value[facts.Settings] // the part of config that publishing needs
@@ -57,8 +62,11 @@ func serve(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
+	if p.classes, err = p.newInventory(ctx, deviceFiles); err != nil {
+		return err
+	}
 	manager, err := kubelet.NewManager(kubelet.Options{
-		Dir: o.pluginDir, Instance: o.instance, Board: p.board, Observer: p.metrics,
+		Dir: o.pluginDir, Instance: o.instance, Board: p.board, Observer: p.metrics, Preparer: p.classes,
 	})
 	if err != nil {
 		return err
@@ -80,6 +88,7 @@ func serve(ctx context.Context, o options) error {
 	group.Go(func() error { return p.client.Watch(ctx, p.view.Set) })
 	group.Go(func() error { return p.client.WatchConfigMap(ctx, o.configName, p.configure(ctx)) })
 	group.Go(func() error { publisher.Run(ctx); return nil })
+	group.Go(func() error { p.announce(ctx); return nil })
 	group.Go(func() error { return p.discover(ctx) })
 	group.Go(func() error { return manager.Run(ctx) })
 	group.Go(func() error {
@@ -113,6 +122,7 @@ func newPlugin(o options) (*plugin, error) {
 		devices:  latest.New[error](nil),
 		profile:  latest.New[error](nil),
 		complete: latest.New(false),
+		news:     make(chan news, 64),
 	}, nil
 }
 
@@ -171,14 +181,22 @@ func (p *plugin) followImage(ctx context.Context) error {
 // configure returns what hears of every state of the ConfigMap. One with mistakes is not applied at all; the last valid
 // one stays in force (operations.md 2.2).
 func (p *plugin) configure(ctx context.Context) func(map[string]string) {
+	var good []api.DeviceClass // what was in force last
 	return func(data map[string]string) {
 		c, mistakes := config.Parse(data, p.nodeName)
-		p.metrics.Config(len(mistakes))
+		p.metrics.Config(len(mistakes) + len(c.ClassMistakes))
+		c.Classes = lastGood(c, good, data)
 		if err := mistakes.Err(); err != nil {
 			klog.FromContext(ctx).Error(err, "Invalid podvirt-config, the last valid one stays in force")
+			classes := c.Classes
 			if c, _ = p.config.Get(); c.Facts.Known {
 				return
-			} // there was none yet: the defaults are in force
+			}
+			c.Classes = classes // there was none yet: the defaults, and the classes, so that nothing is taken away
+		}
+		good = c.Classes
+		for _, mistake := range c.ClassMistakes {
+			p.tell(ctx, news{true, "DeviceClassInvalid", mistake.Text})
 		}
 		c.Facts.Known = true
 		p.config.Set(c)

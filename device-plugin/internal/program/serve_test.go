@@ -18,7 +18,7 @@ import (
 
 	"podvirt.dev/api"
 	"podvirt.dev/device-plugin/internal/facts"
-	"podvirt.dev/device-plugin/internal/kubelet/kubelettest"
+	"podvirt.dev/internal/kubelettest"
 )
 
 // The whole plugin against a real API server, under the account, role and policy of the manifests, and a kubelet. Each
@@ -42,6 +42,7 @@ func TestServe(t *testing.T) {
 		{"a restart takes nothing away", (*bench).restart},
 		{"KVM stops working", (*bench).kvmStops},
 		{"configuration", (*bench).configuration},
+		{"device classes", (*bench).deviceClasses},
 		{"skip-node", (*bench).skipNode},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.run(b, t) }) {

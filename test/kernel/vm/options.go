@@ -69,13 +69,16 @@ func Hugepages(n int) Option {
 	return Append("hugepagesz=2M", "hugepages="+strconv.Itoa(n))
 }
 
-// IOMMU adds an emulated one: "intel", "amd" or "virtio". Guests can then hand PCI devices to user space by VFIO.
+// IOMMU adds an emulated one: "intel", "intel+intremap", which also remaps interrupts, "amd" or "virtio".
+// Guests can then hand PCI devices to user space by VFIO.
 func IOMMU(kind string) Option {
 	return func(m *Machine) error {
 		kinds := map[string]struct{ device, cmdline string }{
-			"intel":  {"intel-iommu,intremap=off,caching-mode=on", "intel_iommu=on"},
-			"amd":    {"amd-iommu", "amd_iommu=on"},
-			"virtio": {"virtio-iommu-pci", ""},
+			"intel": {"intel-iommu,intremap=off,caching-mode=on", "intel_iommu=on"},
+			// The kernel checks whether the timer's interrupt comes through, and panics where an emulated one is late.
+			"intel+intremap": {"intel-iommu,intremap=on,caching-mode=on", "intel_iommu=on no_timer_check"},
+			"amd":            {"amd-iommu", "amd_iommu=on"},
+			"virtio":         {"virtio-iommu-pci", ""},
 		}
 		chosen, ok := kinds[kind]
 		if !ok {
@@ -91,6 +94,14 @@ func IOMMU(kind string) Option {
 func Device(device string) Option {
 	return func(m *Machine) error {
 		m.devices = append(m.devices, "-device", device+",id="+m.id("dev"))
+		return nil
+	}
+}
+
+// Backend adds what stands behind a device, in the words of one of qemu's options -netdev and -blockdev.
+func Backend(option, value string) Option {
+	return func(m *Machine) error {
+		m.early = append(m.early, "-"+option, value)
 		return nil
 	}
 }
@@ -138,7 +149,8 @@ func QEMU(path string) Option {
 	}
 }
 
-// Parse reads options from words: memory=MIB cpus=N numa=NODES hugepages=N iommu=KIND device=DEVICE append=WORD.
+// Parse reads options from words: memory=MIB cpus=N numa=NODES hugepages=N iommu=KIND device=DEVICE netdev=BACKEND
+// blockdev=BACKEND append=WORD.
 func Parse(words []string) ([]Option, error) {
 	var options []Option
 	for _, word := range words {
@@ -158,6 +170,8 @@ func parseWord(key, value string) (Option, error) {
 		return IOMMU(value), nil
 	case "device":
 		return Device(value), nil
+	case "netdev", "blockdev":
+		return Backend(key, value), nil
 	case "append":
 		return Append(value), nil
 	}
