@@ -32,7 +32,11 @@ type containerSpec struct {
 	Root   string            // directory that becomes /
 	Mounts map[string]string // path in the container: directory or file on the machine
 	Argv   []string
-	Tap    bool // the network of a masqueraded NIC, as the CNI plugin leaves it, without NAT and redirection
+	// Devices are made anew at each path, with the numbers of a block device of the machine, as a container runtime does.
+	Devices map[string]string
+	Cgroup  string // directory of the memory cgroup that everything of the container is in; empty: the test's own
+	Tap     bool   // the network of a masqueraded NIC, as the CNI plugin leaves it, without NAT; of DHCP, version 4 alone
+	Single  bool   // the tap has one queue, as for every model but virtio
 }
 
 // enter makes this process, which has its own mount, PID and network namespace, the first one of the container. It
@@ -42,8 +46,13 @@ func enter(text string) error {
 	if err := json.Unmarshal([]byte(text), &spec); err != nil {
 		return err
 	}
+	if spec.Cgroup != "" {
+		if err := os.WriteFile(filepath.Join(spec.Cgroup, "cgroup.procs"), []byte("0"), 0o644); err != nil {
+			return err
+		}
+	}
 	if spec.Tap {
-		if err := makeNetwork(); err != nil {
+		if err := makeNetwork(!spec.Single); err != nil {
 			return fmt.Errorf("network: %w", err)
 		}
 	}
@@ -80,7 +89,7 @@ const (
 )
 
 // makeNetwork makes eth0, tap0 and svc0 (network.md 2.8).
-func makeNetwork() error {
+func makeNetwork(multiQueue bool) error {
 	h, err := nl.Open()
 	if err != nil {
 		return err
@@ -92,7 +101,7 @@ func makeNetwork() error {
 	}
 	alias, err := nicalias.NIC{
 		Name: "default", Interface: "eth0", Binding: "masquerade", MAC: mac, Guest4: netip.MustParsePrefix(guestAddress),
-		MultiQueue: true, PortBase: 49152,
+		MultiQueue: multiQueue, PortBase: 49152,
 	}.Encode()
 	if err != nil {
 		return err
@@ -100,11 +109,30 @@ func makeNetwork() error {
 	uid := uint32(userID)
 	return errors.Join(
 		h.AddBridge("eth0"), // any interface will do
-		nl.AddTap("tap0", nl.Tap{UID: &uid, MultiQueue: true}),
+		nl.AddTap("tap0", nl.Tap{UID: &uid, MultiQueue: multiQueue}),
 		nl.AddTap("svc0", nl.Tap{UID: &uid}),
 		set(h, "tap0", nl.Changes{Alias: alias, MTU: guestMTU, Up: true}),
 		set(h, "svc0", nl.Changes{Alias: nicalias.Service(), Up: true}),
 		address(h, "tap0", podAddress),
+		redirectDHCP(h),
+	)
+}
+
+// redirectDHCP hands what the guest sends to port 67 to the launcher, and what the launcher writes to the guest.
+func redirectDHCP(h *nl.Handle) error {
+	tap, err := h.Link("tap0")
+	if err != nil {
+		return err
+	}
+	service, err := h.Link("svc0")
+	if err != nil {
+		return err
+	}
+	server := nl.Key{Offset: 20, Mask: 0xffff, Value: 67}
+	return errors.Join(
+		h.AddClsact(tap.Index), h.AddClsact(service.Index),
+		h.AddRedirect(nl.Redirect{From: tap.Index, To: service.Index, Protocol: unix.ETH_P_IP, Priority: 1, Keys: []nl.Key{server}}),
+		h.AddRedirect(nl.Redirect{From: service.Index, To: tap.Index, Protocol: unix.ETH_P_ALL, Priority: 1}),
 	)
 }
 
@@ -151,7 +179,22 @@ func mountAll(spec containerSpec) error {
 			return fmt.Errorf("mounting %s: %w", target, err)
 		}
 	}
+	for target, source := range spec.Devices {
+		if err := makeBlockDevice(filepath.Join(root, target), source); err != nil {
+			return fmt.Errorf("device %s: %w", target, err)
+		}
+	}
 	return nil
+}
+
+func makeBlockDevice(target, source string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(source, &st); err != nil {
+		return err
+	}
+	return errors.Join(
+		os.MkdirAll(filepath.Dir(target), 0o755), unix.Mknod(target, unix.S_IFBLK|0o660, int(st.Rdev)), os.Chown(target, userID, userID),
+	)
 }
 
 // bind mounts a file or directory; the target is made in the file systems of memory that mountAll has mounted.
