@@ -22,6 +22,7 @@ func Resolve(pod Pod, config Config) (Machine, Errors) {
 	r.paths()
 	r.disks()
 	r.nics()
+	r.hostDevices()
 	r.lifecycle()
 	r.guest()
 	r.memory()

@@ -329,6 +329,9 @@ func (r *resolver) bootOrder() []BootDevice {
 	for _, n := range r.m.NICs {
 		all = append(all, numbered{n.Boot, BootDevice{"nic", n.Name}})
 	}
+	for _, d := range r.m.Devices {
+		all = append(all, numbered{d.Boot, BootDevice{"device", d.Name}})
+	}
 	explicit := slices.DeleteFunc(slices.Clone(all), func(x numbered) bool { return x.n == 0 })
 	if len(explicit) == 0 {
 		var order []BootDevice

@@ -33,13 +33,18 @@ func perDeviceRows() []Annotation {
 		},
 		{
 			Key: "device.NAME", Group: group, Change: NewPod, Kind: Options,
-			Options: later([]Option{
-				{Name: "resource", Value: pattern(`claim/[^\s",]+|`+resourcePattern, "want domain/name or claim/CLAIM/REQUEST")},
-				{Name: "index", Value: integer(0, 63)}, {Name: "pci", Value: pciAddress()},
-				{Name: "boot", Value: bootNumber()}, {Name: "rom", Value: word("auto on off")},
-				{Name: "display", Value: onOff()}, {Name: "ramfb", Value: onOff()}, {Name: "numa", Value: word("auto off")},
-				{Name: "migrate", Value: word("auto off")}, {Name: "tag", Value: text(63)},
-			}),
+			Options: []Option{
+				{"resource", pattern(`claim/[^\s",]+|`+resourcePattern, "want domain/name or claim/CLAIM/REQUEST"), "required", "which allocation"},
+				{"index", integer(0, 63), "next free", "which unit of several"},
+				{"pci", pciAddress(), "stable layout", "guest address"},
+				{"boot", bootNumber(), "none", "boot from it"},
+				{"rom", word("auto on off"), "`auto`", "option ROM"},
+				{"display", onOff(), "`off`", "guest picture of a vGPU in VNC"},
+				{"ramfb", onOff(), "as `display`", "picture before the guest's driver loads"},
+				{"numa", word("auto off").later("off"), "`off`", "hang it under the guest cell of its host cell"},
+				{"migrate", word("auto off").later("off"), "`off`", "use the device's own migration"},
+				{"tag", text(63).later(""), "none", "role in the guest's device metadata"},
+			},
 			Meaning: "how one host device appears in the guest",
 		},
 	}

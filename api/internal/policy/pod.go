@@ -51,8 +51,9 @@ func podRules() []admissionv1.Variable {
 		{Name: "overhead", Expression: overhead(`variables.guest`, "10")},
 		{Name: "memoryRules", Expression: memoryRules()},
 		{Name: "numaRules", Expression: numaRules()},
+		{Name: "hostDeviceRules", Expression: hostDeviceRules()},
 	}
-	parts := []string{"variables.fieldRules", "variables.pathRules", "variables.memoryRules", "variables.numaRules"}
+	parts := []string{"variables.fieldRules", "variables.pathRules", "variables.memoryRules", "variables.numaRules", "variables.hostDeviceRules"}
 	for _, g := range slices.Concat(split("podDiskRules", podDiskRules(), 2, asIs), split("lifeRules", lifeRules(), 2, asIs)) {
 		variables = append(variables, admissionv1.Variable{Name: g.name, Expression: g.expression})
 		parts = append(parts, "variables."+g.name)

@@ -190,6 +190,8 @@ func TestPolicyAgreesOnRules(t *testing.T) {
 		{api.KeyNIC + "default": "mac=02-AA-00-00-00-01"}, {api.KeyNIC + "default": "mac=01:AA:00:00:00:01,acpi-index=1"}, {api.KeyNIC +
 			"default": "queues=64"},
 		{api.KeyVM + "x": "1", api.Prefix + "nope": "2", api.Prefix + "foo.bar": "3"}, {api.KeyMemoryOverhead: "100M"},
+		{api.KeyDevice + "gpu": "resource=nvidia.com/T4,rom=off", api.KeyDevice + "x": "index=1"}, {api.KeyDevice + "gpu": "resource=claim/a/b"},
+		{api.KeyDevice + "gpu": "resource=podvirt.dev/tun,boot=1", api.KeyDisk + "root": "boot=1"}, {api.KeyDevice + "gpu": "resource=T4"},
 		{api.KeyAccelerator: "tcg"}, {api.KeyVideo: "none"}, {api.KeyKernel: "path=vmlinuz"},
 		{api.KeyKernel: "path=vmlinuz", api.KeyKernelArgs: "quiet", api.KeyVideo: "bochs"}, {api.KeyKernel: "initrd=i"}, {api.KeyKernelArgs: "quiet"},
 		{api.KeyKernel: "path=/abs", api.KeyKernelArgs: "quiet"}, {api.KeyKernel: "path=v", api.KeyVideo: "vram=32Mi"},

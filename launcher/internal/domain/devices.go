@@ -45,12 +45,12 @@ func (b *builder) devices() (*libvirtxml.DomainDeviceList, error) {
 	for _, n := range b.host.NICs {
 		list.Interfaces = append(list.Interfaces, b.nic(n))
 	}
-	return list, nil
+	return list, b.hostDevices(list)
 }
 
-// pageReporting gives free guest memory back to the node, except where it is pinned in huge pages.
+// pageReporting gives free guest memory back to the node, except where it is pinned in huge pages or by a host device.
 func (b *builder) pageReporting() string {
-	if b.vm.HugepagesBacked {
+	if b.vm.HugepagesBacked || b.vfio() {
 		return "off"
 	}
 	return "on"

@@ -10,6 +10,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"podvirt.dev/api"
+	"podvirt.dev/launcher/internal/hostdev"
 )
 
 // ErrUnsupported says that the VM asks for something that this launcher image cannot give. The text says what.
@@ -18,11 +19,12 @@ var ErrUnsupported = errors.New("not in this launcher image")
 // Host is what the node, the container and the launcher's earlier steps add to the VM.
 type Host struct {
 	UUID      uuid.UUID
-	Machine   string // versioned machine type kept from an earlier start; "": the VM's word
-	RunDir    string // directory of the sockets, /run/podvirt
-	Emulator  string // path of QEMU
-	Disks     []Disk // every disk and CD-ROM in the order of their names; the seed is one of them
-	NICs      []NIC  // in the order in which the guest shall see them
+	Machine   string           // versioned machine type kept from an earlier start; "": the VM's word
+	RunDir    string           // directory of the sockets, /run/podvirt
+	Emulator  string           // path of QEMU
+	Disks     []Disk           // every disk and CD-ROM in the order of their names; the seed is one of them
+	NICs      []NIC            // in the order in which the guest shall see them
+	Devices   []hostdev.Device // of the host, in the order of their resources
 	Firmware  Firmware
 	Kernel    Kernel
 	Cells     Cells

@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"podvirt.dev/api"
+	"podvirt.dev/launcher/internal/hostdev"
 )
 
 var update = flag.Bool("update", false, "write the XML files anew")
@@ -25,6 +26,7 @@ type golden struct {
 	CPU         int64             `json:"cpu"`
 	Paths       []api.Path        `json:"paths"`
 	NICs        []NIC             `json:"nics"`
+	Devices     []hostdev.Device  `json:"devices"`
 	Block       []string          `json:"block"`
 	Overlays    []string          `json:"overlays"`
 	Buffered    []string          `json:"buffered"` // disks whose file system has no O_DIRECT
@@ -97,6 +99,10 @@ func buildGolden(t *testing.T, file string) string {
 	all.NICs = nil
 	for _, n := range host.NICs {
 		all.NICs = append(all.NICs, n.Options)
+	}
+	host.Devices, all.Devices = in.Devices, nil
+	for _, d := range host.Devices {
+		all.Devices = append(all.Devices, d.Device)
 	}
 	layout, err := NewLayout(all, nil)
 	if err != nil {

@@ -162,6 +162,9 @@ func wanted(vm api.Machine) []wantedPlace {
 			list = append(list, wantedPlace{nicKey(n.Name), n.PCI})
 		}
 	}
+	for _, d := range vm.Devices {
+		list = append(list, wantedPlace{deviceKey(d.Name), d.PCI})
+	}
 	slices.SortFunc(list, func(a, b wantedPlace) int {
 		if (a.pci == "") != (b.pci == "") {
 			return strings.Compare(b.pci, a.pci)

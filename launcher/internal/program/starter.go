@@ -47,6 +47,7 @@ func (s *starter) Start(ctx context.Context) (virt.Domain, error) {
 		{Name: "identity", Do: func(context.Context) error { return s.identity(p) }},
 		{Name: "disks", Do: func(ctx context.Context) error { return s.prepareDisks(ctx, p) }},
 		{Name: "network", Do: func(ctx context.Context) error { return s.connect(ctx, p) }},
+		{Name: "devices", Do: func(context.Context) error { return s.hostDevices(p) }},
 		{Name: "seed", Do: func(ctx context.Context) error { return s.seed(klog.FromContext(ctx), p, s.network.list()) }},
 		{Name: "claim", Do: s.claim(p), Undo: func(context.Context) error { s.release(); return nil }},
 		{Name: "cells", Do: func(ctx context.Context) error { return s.cells(klog.FromContext(ctx), p) }},
@@ -162,6 +163,10 @@ func (s *starter) build(p *plan) error {
 	all.NICs = nil
 	for _, nic := range p.host.NICs {
 		all.NICs = append(all.NICs, nic.Options)
+	}
+	all.Devices = nil
+	for _, d := range p.host.Devices {
+		all.Devices = append(all.Devices, d.Device)
 	}
 	layout, err := stateOf(s.vm).layout(all)
 	if err != nil {
