@@ -103,7 +103,12 @@ soak-cni: ## 5000 ADD and DEL of the CNI plugin, and what they leave in namespac
 .PHONY: bench-overhead
 bench-overhead: images ## memory and start time of a VM Pod against QEMU by hand and a plain Pod
 	@$(LOCAL) install
-	$(GOTEST) -v -timeout=30m -run='^$$' -bench=. -benchtime=1x ./test/bench/...
+	$(GOTEST) -v -timeout=30m -run='^$$' -bench=. -benchtime=1x ./test/bench
+
+.PHONY: bench-scheduler
+bench-scheduler: programs ## the scheduler against that of Kubernetes with up to 5,000 nodes, and how well VMs are packed
+	$(GOTEST) -v -timeout=60m -run='^$$' -bench=. -benchtime=1x ./test/bench/scheduler
+	$(GOTEST) -v -run=TestPacking -bench=. ./scheduler/internal/virtualmachine
 
 .PHONY: demo
 demo: setup images ## a Debian VM as a Pod on a local Kubernetes; prints how to log in

@@ -54,7 +54,7 @@ func TestHugepagesOfACell(t *testing.T) {
 	if taken := free - pool(t, "free_hugepages"); taken != pages {
 		t.Errorf("%d pages are taken; want %d", taken, pages)
 	}
-	qemu := hostPID(t, v, "qemu-system-x86_64")
+	qemu := hostPID(t, v, "qemu-system-x86")
 	if kib := hugetlb(t, qemu); kib != pages<<11 {
 		t.Errorf("smaps of QEMU has %d KiB of huge pages; want %d", kib, pages<<11)
 	}
