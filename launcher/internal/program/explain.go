@@ -29,6 +29,7 @@ func explain(pod string) func(error) lifecycle.Outcome {
 			volume  *disks.Error
 			network *nics.Error
 			lack    *lackError
+			forced  *forcedError
 			step    *lifecycle.StepError
 		)
 		switch {
@@ -47,6 +48,8 @@ func explain(pod string) func(error) lifecycle.Outcome {
 			return lifecycle.Outcome{Reason: api.ReasonVolumeProblem, Text: oneLine(err.Error())}
 		case errors.As(err, &lack):
 			return lifecycle.Outcome{Reason: api.ReasonNodeLacks, Text: lack.text}
+		case errors.As(err, &forced):
+			return lifecycle.Outcome{Reason: api.ReasonStartFailed, Text: forced.Error()}
 		case errors.Is(err, domain.ErrUnsupported):
 			return lifecycle.Outcome{Reason: api.ReasonNodeLacks, Text: err.Error()}
 		case errors.Is(err, context.Canceled):
@@ -78,6 +81,7 @@ func refusals() []struct {
 			api.ReasonNodeLacks, "KVM: $0"},
 		{regexp.MustCompile(`(?i)(?:Host CPU does not provide required features|missing features): ([^\n]*)`),
 			api.ReasonNodeLacks, "the CPU lacks $1"},
+		{regexp.MustCompile(`Host CPU provides forbidden features: ([^\n]*)`), api.ReasonNodeLacks, "the CPU has $1, which the VM forbids"},
 		{regexp.MustCompile(`Unknown CPU model ([^\n]*)`), api.ReasonNodeLacks, "no such CPU model on this node: $1"},
 		{regexp.MustCompile(`(?i)the machine type '?([^' ]*)'? (?:is not supported|does not exist)|unsupported machine type '?([^' \n]*)`),
 			api.ReasonNodeLacks, "$0"},
