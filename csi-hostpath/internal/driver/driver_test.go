@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -15,6 +17,7 @@ import (
 
 	"podvirt.dev/csi-hostpath/internal/pooltest"
 	"podvirt.dev/csi-hostpath/internal/volume"
+	"podvirt.dev/internal/require"
 )
 
 // TestDiskHasItsSizeAndKeepsIt is ST-016: disk.img is as large as asked for, alone in its directory, and whoever has
@@ -146,6 +149,7 @@ func TestBlockDevice(t *testing.T) {
 		t.Errorf("the node in /dev: %v, %v", node, err)
 	}
 	writeAndDiscard(t, b, handle, target)
+	verifyAsLauncher(t, target)
 
 	b.restart()
 	other := r
@@ -193,6 +197,29 @@ func writeAndDiscard(t *testing.T, b *bench, handle, target string) {
 	pooltest.Run(t, "blkdiscard", target)
 	if got := used(); got > 1<<20 {
 		t.Errorf("used after discarding everything: %d", got)
+	}
+}
+
+// verifyAsLauncher lets fio write the device and read it back with checksums, as the launcher's user does: unprivileged,
+// and by direct I/O.
+func verifyAsLauncher(t *testing.T, target string) {
+	t.Helper()
+	_, err := exec.LookPath("fio")
+	require.Feature(t, err == nil, "fio")
+	for dir := filepath.Dir(target); strings.Contains(dir, "Test"); dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command("fio", "--name=verify", "--filename="+target, "--rw=randwrite", "--bs=4k", "--size=32m", "--direct=1",
+		"--ioengine=libaio", "--iodepth=16", "--verify=crc32c", "--do_verify=1", "--verify_fatal=1", "--output-format=terse")
+	cmd.Dir = t.TempDir()
+	if err := os.Chmod(cmd.Dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 107, Gid: 107}}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("fio as user 107: %v\n%s", err, out)
 	}
 }
 

@@ -24,7 +24,7 @@ func TestMain(m *testing.M) { pooltest.Main(m) }
 
 // bench is a running driver with one pool, called test, and a client of it.
 type bench struct {
-	t      *testing.T
+	t      testing.TB
 	dir    string // of the pool
 	paths  string // staging and target paths lie below
 	claims fakeClaims
@@ -43,7 +43,7 @@ func (f fakeClaims) Claim(_ context.Context, namespace, name string) (ClaimInfo,
 	return f[namespace+"/"+name], nil
 }
 
-func newBench(t *testing.T, fsType string) *bench {
+func newBench(t testing.TB, fsType string) *bench {
 	t.Helper()
 	b := &bench{t: t, dir: pooltest.FileSystem(t, fsType, 64<<30), paths: t.TempDir(), claims: fakeClaims{}}
 	t.Cleanup(func() {

@@ -93,13 +93,18 @@ func (p *process) socket() string { return filepath.Join(p.dir, "csi.sock") }
 
 func (p *process) start(killAt int) {
 	p.t.Helper()
+	p.prepare(killAt)
+	if err := p.cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// prepare makes the command of a driver that kills itself before a durable step; 0: it does not.
+func (p *process) prepare(killAt int) {
 	p.cmd = exec.Command(os.Args[0], "--node-name=n1", "--socket="+p.socket(), "--registration-dir=", "--pools-root="+filepath.Dir(filepath.Dir(p.pool)),
 		"--pools-file="+filepath.Join(p.dir, "pools.yaml"), "--scratch="+filepath.Join(p.dir, "scratch"), "--status-address=", "-v=0")
 	p.cmd.Env = append(os.Environ(), envKillAt+"="+strconv.Itoa(killAt))
 	p.cmd.Stderr = p.log
-	if err := p.cmd.Start(); err != nil {
-		p.t.Fatal(err)
-	}
 }
 
 // kill ends the process, if it is not dead yet, and waits for it.
@@ -420,7 +425,7 @@ func TestCopiesKilledAtEveryStep(t *testing.T) {
 func killedAtEveryStep(t *testing.T, pool, name string, shape shape, steps func(*life) []step) {
 	t.Run(name, func(t *testing.T) {
 		killAt := 1
-		for ; lifeWithDeath(t, pool, shape, killAt, steps); killAt++ {
+		for ; lifeWithDeath(t, pool, shape, steps, func(p *process) { p.start(killAt) }); killAt++ {
 			pooltest.ExpectNothingLeft(t, pool)
 			if t.Failed() {
 				t.Fatalf("the driver had been killed before step %d", killAt)
@@ -431,11 +436,11 @@ func killedAtEveryStep(t *testing.T, pool, name string, shape shape, steps func(
 	})
 }
 
-// lifeWithDeath reports whether the driver really died before step killAt; false means that a life has fewer steps.
-func lifeWithDeath(t *testing.T, pool string, shape shape, killAt int, steps func(*life) []step) bool {
+// lifeWithDeath reports whether the driver that was started really died; false means that it got through a life.
+func lifeWithDeath(t *testing.T, pool string, shape shape, steps func(*life) []step, start func(*process)) bool {
 	p := newProcess(t, pool)
 	defer p.kill()
-	p.start(killAt)
+	start(p)
 	l := &life{p: p, shape: shape, name: "v"}
 	died := false
 	for i, step := range steps(l) {
@@ -445,12 +450,12 @@ func lifeWithDeath(t *testing.T, pool string, shape shape, killAt int, steps fun
 			p.kill()
 			p.start(0)
 			if err := p.call(l.listed); err != nil {
-				t.Fatalf("killed before step %d, call %d: %v", killAt, i, err)
+				t.Fatalf("killed in or before call %d: %v", i, err)
 			}
 			err = p.call(step)
 		}
 		if err != nil {
-			t.Fatalf("killed before step %d, call %d: %v", killAt, i, err)
+			t.Fatalf("killed in or before call %d: %v", i, err)
 		}
 	}
 	pooltest.Eventually(t, func() error { // the background removal has steps too
