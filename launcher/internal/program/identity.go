@@ -68,6 +68,22 @@ func (s state) machine(vm api.Machine) (string, error) {
 	return vm.Machine, nil
 }
 
+// keepMachine remembers the versioned machine type. Where there is nothing to remember it in, the user is warned that
+// another image may choose another one (VM-050).
+func (s *starter) keepMachine(machine string) error {
+	if s.vm.State {
+		return stateOf(s.vm).write(stateMachine, []byte(machine+"\n"))
+	}
+	if s.vm.Machine == machine {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.vm.Warnings = append(s.vm.Warnings,
+		fmt.Sprintf("%s: this image chose %s, another one may choose otherwise; name it, or mount %s", api.KeyMachine, machine, api.PathState))
+	return nil
+}
+
 // family is the word for the newest machine type of a kind: q35 of pc-q35-10.0, pc of pc-i440fx-10.0.
 func family(machine string) string {
 	switch {

@@ -202,7 +202,7 @@ func (s *starter) define(ctx context.Context, p *plan) error {
 	if err := defined.Unmarshal(text); err != nil {
 		return err
 	}
-	return stateOf(s.vm).write(stateMachine, []byte(defined.OS.Type.Machine+"\n"))
+	return s.keepMachine(defined.OS.Type.Machine)
 }
 
 func (p *plan) undefine(context.Context) error { return p.dom.Undefine() }
