@@ -177,10 +177,7 @@ func serialLimit(bus string, kind DiskType) int {
 func checkNIC(p *parser, n *NIC) {
 	key := "nic." + n.Name
 	wrong := func(option, value, text string) { p.optionValue(key, option, value, text) }
-	switch {
-	case n.Name == PodNetwork && n.Binding == BindingWire:
-		wrong("binding", string(n.Binding), NotOnPodNetwork)
-	case n.Name != PodNetwork && n.Binding == BindingMasquerade:
+	if n.Name != PodNetwork && n.Binding == BindingMasquerade {
 		wrong("binding", string(n.Binding), "masquerade works only on the pod network; use wire")
 	}
 	checkMAC(p, key, n.MAC)
@@ -199,9 +196,6 @@ func checkNIC(p *parser, n *NIC) {
 		p.fail(key, Prefix+key+": vhostuser needs socket=")
 	}
 }
-
-// NotOnPodNetwork is what is said of binding wire there.
-const NotOnPodNetwork = NotYet + " on the pod network; use masquerade"
 
 func checkMAC(p *parser, key, mac string) {
 	octets := strings.Split(mac, ":")

@@ -173,7 +173,7 @@ func fraction() Value { return pattern(`0(?:\.[0-9]{1,6})?`, "not a number from 
 
 func networkSettings() []Setting {
 	const group = "Network"
-	binding := word("masquerade bridge wire passt macvtap sriov").notNow("bridge wire passt macvtap sriov")
+	binding := word("masquerade bridge wire passt macvtap sriov").notNow("bridge passt macvtap sriov")
 	directory := pattern(absolutePath, "not an absolute path")
 	return []Setting{
 		{Key: "network.default-binding", Group: group, Value: binding, Default: "`masquerade`", InForce: newPods,

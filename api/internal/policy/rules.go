@@ -145,7 +145,6 @@ func nicRules() string {
 	lowerMAC := mac + `.replace("-", ":").lowerAscii()`
 	return each("variables.nics",
 		say(binding+` == "masquerade" && k != `+str(api.KeyNIC+api.PodNetwork), `"binding=masquerade: masquerade works only on the pod network; use wire"`),
-		say(binding+` == "wire" && k == `+str(api.KeyNIC+api.PodNetwork), str("binding=wire: "+api.NotOnPodNetwork)),
 		say(`size(`+octets+`) > 1 && size(`+octets+`) != 6`, `"mac=" + `+lowerMAC+` + ": " + string(size(`+octets+`)) + " octets; a MAC has 6"`),
 		say(`size(`+octets+`) == 6 && `+mac+`.matches(r'^.[13579bdfBDF]')`, `"mac=" + `+lowerMAC+` + ": " + `+lowerMAC+`
   + " is a multicast address"`),

@@ -149,7 +149,7 @@ func unclaimed(h *nl.Handle, names ...string) error {
 
 func nicSteps(spec Spec, nic NIC, made journal.NIC) []Step {
 	return append(tapSteps(spec, nic, made),
-		filterStep(nic, made), Step{"up", func(h *nl.Handle) error { return fault.Wrap(fault.Tap, "up", up(h, spec, nic, made)) }})
+		filterStep(spec, nic, made), Step{"up", func(h *nl.Handle) error { return fault.Wrap(fault.Tap, "up", up(h, spec, nic, made)) }})
 }
 
 func tapSteps(spec Spec, nic NIC, made journal.NIC) []Step {
@@ -164,7 +164,7 @@ func tapSteps(spec Spec, nic NIC, made journal.NIC) []Step {
 	}
 }
 
-func filterStep(nic NIC, made journal.NIC) Step {
+func filterStep(spec Spec, nic NIC, made journal.NIC) Step {
 	return Step{"filter", func(h *nl.Handle) error {
 		tap, err1 := h.Link(made.Tap)
 		service, err2 := h.Link(made.Service)
@@ -174,6 +174,11 @@ func filterStep(nic NIC, made journal.NIC) Step {
 			var pod nl.Link
 			pod, err3 = h.Link(made.Wire.Interface)
 			links.Pod = pod.Index
+			if nic.Name == nicplan.Default {
+				v4, v6 := guestAddresses(nic)
+				links.Share = &filter.Share{First: int(spec.PortBase), Last: spec.Reserved[0].Last}
+				links.Identity = &filter.Identity{MAC: nic.MAC, V4: v4.Addr(), V6: v6.Addr()}
+			}
 		}
 		if err := errors.Join(err1, err2, err3); err != nil {
 			return fault.Wrap(fault.NAT, "filter", err)

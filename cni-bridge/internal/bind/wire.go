@@ -74,7 +74,7 @@ func wireSteps(spec Spec, nic NIC, made journal.NIC) []Step {
 		Step{"MAC", func(h *nl.Handle) error {
 			return fault.Wrap(fault.Tap, nic.Interface, setMAC(h, nic.Interface, nic.MAC))
 		}},
-		filterStep(nic, made),
+		filterStep(spec, nic, made),
 		Step{"up", func(h *nl.Handle) error { return fault.Wrap(fault.Tap, "up", upWire(h, spec, nic, made)) }},
 	)
 }

@@ -34,6 +34,9 @@ type Take struct {
 type Links struct {
 	Tap, Service int
 	Pod          int // of the Pod interface that the guest owns (binding wire); 0: the Pod's stack has the guest's frames
+
+	Share    *Share    // with Pod: the Pod's stack keeps some flows; nil: it gets nothing
+	Identity *Identity // what the guest may call itself; nil: whatever it likes
 }
 
 // Attach connects the links in the network namespace of h. The Pod interface must have its clsact already: it may be
@@ -42,8 +45,9 @@ func Attach(h *nl.Handle, links Links, take Take) error {
 	if err := errors.Join(h.AddClsact(links.Tap), h.AddClsact(links.Service)); err != nil {
 		return err
 	}
-	if err := attachBPF(h, links, take); err == nil || !refused(err) {
-		return err
+	err := attachBPF(h, links, take)
+	if err == nil || !refused(err) || links.Share != nil || links.Identity != nil {
+		return err // what u32 cannot do is not done by halves
 	}
 	return attachU32(h, links, take)
 }
@@ -72,9 +76,17 @@ func attachBPF(h *nl.Handle, links Links, take Take) error {
 		{links.Service, nl.Ingress, NameService, append(redirectTo(links.Tap), asm.Return())},
 	}
 	if links.Pod != 0 {
+		incoming, outgoing := append(redirectTo(links.Tap), asm.Return()), silenceProgram()
+		if links.Share != nil {
+			flows, err := newFlows()
+			if err != nil {
+				return err
+			}
+			defer func() { _ = flows.Close() }()
+			incoming, outgoing = sharedIngress(links.Tap, *links.Share, flows), sharedEgress(flows)
+		}
 		programs = append(programs,
-			program{links.Pod, nl.Ingress, NamePod, append(redirectTo(links.Tap), asm.Return())},
-			program{links.Pod, nl.Egress, NameSilence, silenceProgram()})
+			program{links.Pod, nl.Ingress, NamePod, incoming}, program{links.Pod, nl.Egress, NameSilence, outgoing})
 	}
 	for _, p := range programs {
 		program, err := load(p.name, p.code)
@@ -129,7 +141,7 @@ const (
 // silenceProgram keeps what the Pod's own stack sends off an interface that the guest owns: neighbour discovery, multicast
 // reports, and answers that would compete with the guest's.
 func silenceProgram() asm.Instructions {
-	const drop, shot = "drop", 2 // TC_ACT_SHOT
+	const drop = "drop"
 	return asm.Instructions{
 		asm.LoadMem(asm.R2, asm.R1, markOffset, asm.Word),
 		asm.JNE.Imm(asm.R2, guestMark, drop),
@@ -144,9 +156,12 @@ func silenceProgram() asm.Instructions {
 // network byte order from the frame, which register 6 must point to, and end the program with 0 (TC_ACT_OK: pass) where the
 // frame is too short.
 func tapProgram(links Links, take Take) asm.Instructions {
-	const pass, v4, v6, v6udp, taken = "pass", "v4", "v6", "v6udp", "taken"
-	code := asm.Instructions{
-		asm.Mov.Reg(asm.R6, asm.R1),
+	const pass, v4, v6, v6udp, taken, stranger = "pass", "v4", "v6", "v6udp", "taken", "stranger"
+	code := asm.Instructions{asm.Mov.Reg(asm.R6, asm.R1)}
+	if links.Identity != nil {
+		code = append(code, identityChecks(*links.Identity, stranger)...)
+	}
+	code = append(code,
 		asm.LoadMem(asm.R0, asm.R6, vlanOffset, asm.Word),
 		asm.JNE.Imm(asm.R0, 0, pass), // inside the guest's own VLANs nobody is answered
 		asm.LoadAbs(ethType, asm.Half),
@@ -176,6 +191,9 @@ func tapProgram(links Links, take Take) asm.Instructions {
 		asm.LoadAbs(ipv6Payload+2, asm.Half).WithSymbol(v6udp),
 		asm.JEq.Imm(asm.R0, when(take.DHCP, dhcpv6Server), taken),
 		asm.Ja.Label(pass),
+	)
+	if links.Identity != nil {
+		code = append(code, asm.Mov.Imm(asm.R0, shot).WithSymbol(stranger), asm.Return())
 	}
 	out := redirectTo(links.Service)
 	out[0] = out[0].WithSymbol(taken)

@@ -51,6 +51,7 @@ type LAN struct {
 	MAC    string          `json:"mac,omitempty"`    // of the Pod interface; "": the kernel's choice
 	MTU    int             `json:"mtu,omitempty"`
 	VLAN   int             `json:"vlan,omitempty"`
+	Holds  string          `json:"holds,omitempty"` // the MAC that is used on the network, a VM's for instance
 	Guard  bool            `json:"guard,omitempty"` // one source MAC may leave
 	IPAM   string          `json:"ipam,omitempty"`  // type of the plugin that gave addresses
 	Path   string          `json:"path,omitempty"`  // where that plugin is: CNI_PATH

@@ -282,11 +282,12 @@ func Differences(p Place, entry journal.Entry) ([]string, error) {
 	if made.Bridge == "" {
 		return out, nil
 	}
-	lines, err := portDifferences(p.Node, made, link.MAC)
+	lines, err := portDifferences(p, made, link.MAC)
 	return append(out, lines...), err
 }
 
-func portDifferences(h *nl.Handle, made *journal.LAN, mac net.HardwareAddr) ([]string, error) {
+func portDifferences(p Place, made *journal.LAN, mac net.HardwareAddr) ([]string, error) {
+	h := p.Node
 	port, err := h.Link(made.Port)
 	if nl.IsNotFound(err) {
 		return []string{made.Port + " is missing"}, nil
@@ -318,7 +319,9 @@ func portDifferences(h *nl.Handle, made *journal.LAN, mac net.HardwareAddr) ([]s
 		}
 	}
 	if made.Guard {
-		macs, err := spoof.Allowed(made.Port)
+		var macs []net.HardwareAddr
+		// A list that changes while it is read has some elements twice.
+		err := underLock(p, SpoofLock, func() (err error) { macs, err = spoof.Allowed(made.Port); return err })
 		if err != nil {
 			return nil, err
 		}

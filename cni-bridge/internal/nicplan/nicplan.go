@@ -184,11 +184,9 @@ func (p *planner) binding(o api.NIC, name string) api.Binding {
 			words = append(words, string(b))
 		}
 		p.refuse(name, "binding=%s: %s is not in network.allowed-bindings: %s", binding, binding, strings.Join(words, ", "))
-	case binding == api.BindingWire && name != Default, binding == api.BindingMasquerade:
-	case binding == api.BindingWire:
-		p.refuse(name, "binding=wire: not supported by this version on the pod network; use masquerade")
+	case binding == api.BindingWire, binding == api.BindingMasquerade:
 	default:
-		p.refuse(name, "binding=%s: not supported by this version; use masquerade on the pod network, wire elsewhere", binding)
+		p.refuse(name, "binding=%s: not supported by this version; use masquerade or wire", binding)
 	}
 	return binding
 }

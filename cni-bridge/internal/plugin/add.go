@@ -149,10 +149,31 @@ func (a adding) run(ctx context.Context) (journal.Entry, error) {
 	if err != nil {
 		return entry, err
 	}
+	if err := a.claim(entry); err != nil {
+		return entry, errors.Join(err, undo(ctx, a.store, a.conf, entry))
+	}
 	if err := guard(a.conf, entry, func(w *journal.Wire) string { return w.MACAfter }, func(*journal.Wire) bool { return true }); err != nil {
 		return entry, errors.Join(err, undo(ctx, a.store, a.conf, entry))
 	}
 	return entry, nil
+}
+
+// claim notes which MACs the VM has on networks of ours.
+func (a adding) claim(entry journal.Entry) error {
+	for _, nic := range entry.NICs {
+		if nic.Wire == nil {
+			continue
+		}
+		network, err := journal.Networks(a.conf.StateDir).Load(entry.ContainerID, nic.Wire.Interface)
+		if err != nil || network.LAN == nil || network.LAN.Holds == nic.Wire.MACAfter {
+			continue
+		}
+		network.LAN.Holds = nic.Wire.MACAfter
+		if err := claim(a.conf, network); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // guard tells the spoof check of the node's bridges, from outside the Pod, which MAC the Pod interfaces have.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"strconv"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	current "github.com/containernetworking/cni/pkg/types/100"
@@ -60,6 +61,32 @@ func lockNetworks(conf netconf.Config, name string) (func() error, error) {
 		return nil, fault.Wrap(fault.TryAgain, name, err)
 	}
 	return unlock, err
+}
+
+// claim saves an attachment of a network that holds a MAC, unless another one of the same bridge and VLAN holds it
+// (NW-076): two of them would take each other's frames.
+func claim(conf netconf.Config, entry journal.Entry) (err error) {
+	unlock, err := lockNetworks(conf, "macs")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, unlock()) }()
+	store := journal.Networks(conf.StateDir)
+	others, _ := store.All() // those of other versions hold what they hold
+	mine := entry.LAN
+	for _, other := range others {
+		same := other.ContainerID == entry.ContainerID && other.IfName == entry.IfName
+		if same || mine.Bridge == "" || other.LAN == nil || other.LAN.Bridge != mine.Bridge || other.LAN.VLAN != mine.VLAN ||
+			other.LAN.Holds != mine.Holds || vanished(other) {
+			continue
+		}
+		network := mine.Bridge
+		if mine.VLAN != 0 {
+			network += "/" + strconv.Itoa(mine.VLAN)
+		}
+		return fault.New(fault.MACConflict, "%s on %s is used by %s/%s (Pod UID %s)", mine.Holds, network, other.Namespace, other.Pod, other.PodUID)
+	}
+	return store.Save(entry)
 }
 
 // addLAN is ADD of a network mode.
@@ -128,6 +155,14 @@ func (p Plugin) attach(ctx context.Context, a joining) (err error) {
 	}()
 	all := []lan.Step{{Name: "journal", Do: func() error { return store.Save(entry) }}}
 	all = append(all, steps...)
+	all = append(all, lan.Step{Name: "claim", Do: func() error {
+		link, err := where.Pod.Link(args.IfName)
+		if err == nil {
+			made.Holds = link.MAC.String()
+			err = claim(conf, entry)
+		}
+		return err
+	}})
 	all = append(all, lan.Step{Name: "journal done", Do: func() error {
 		entry.Done = true
 		return store.Save(entry)

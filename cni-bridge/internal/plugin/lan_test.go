@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -389,9 +390,26 @@ func (n *node) addAndDie(t *testing.T, pod *attachment, conf map[string]any, aft
 	}
 }
 
+// More of both than the test has time for: make soak-cni.
+const (
+	envPods  = "PODVIRT_CNI_PODS"
+	envRaces = "PODVIRT_CNI_RACES"
+)
+
+func fromEnv(t *testing.T, name string, otherwise int) int {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise
+	}
+	n, err := strconv.Atoi(text)
+	must(t, err)
+	return n
+}
+
 // TestBridgeOnDemandRace lets many Pods come and go on one bridge (NW-107): the last to go removes it under the first to come.
 func TestBridgeOnDemandRace(t *testing.T) {
-	const pods, rounds = 8, 10
+	pods, rounds := fromEnv(t, envPods, 8), fromEnv(t, envRaces, 10)
 	n := newNode(t)
 	n.uplinked(t)
 	before := world.Snapshot(t, n.netns)
@@ -484,6 +502,40 @@ func TestNetworkRefusals(t *testing.T) {
 	if _, err := n.call(t, pod, "net1", map[string]any{"bridge": "br9"}, "STATUS"); code(err) != 50 {
 		t.Errorf("STATUS without the bridge = %v; want code 50", err)
 	}
+}
+
+// TestOneHolderOfAMAC refuses a second VM with the same MAC on the same network, naming the first, and allows it on another
+// one (NW-076).
+func TestOneHolderOfAMAC(t *testing.T) {
+	n := newNode(t)
+	conf := map[string]any{"bridge": "br1", "create": true, "macspoofchk": true}
+	explicit := map[string]string{"podvirt.dev/nic.net1": "mac=02:aa:00:00:00:10"}
+	first := n.attach(t, "first", conf, vmWith("first", explicit))
+	second := n.attach(t, "second", conf, nil)
+	second.annotations = vmWith("second", explicit)
+	before := world.Snapshot(t, second.Pod)
+	err := n.tryPodStage(t, second, "ADD")
+	if want := "02:aa:00:00:00:10 on br1 is used by shop/first (Pod UID "; code(err) != 103 || !strings.Contains(err.Error(), want) {
+		t.Errorf("ADD = %v (code %d); want %q (code 103)", err, code(err), want)
+	}
+	if diff := cmp.Diff(before, world.Snapshot(t, second.Pod)); diff != "" {
+		t.Errorf("Pod after the refusal (-before,+after)\n%s", diff)
+	}
+	asked := maps.Clone(conf)
+	asked["runtimeConfig"] = map[string]any{"mac": "02:aa:00:00:00:10"}
+	third := newAttachment(t, world.Options{}, nil)
+	third.id = "third"
+	if _, err := n.call(t, third, "net1", asked, "ADD"); code(err) != 103 {
+		t.Errorf("ADD of a Pod that asks for the MAC = %v; want code 103", err)
+	}
+	asked["bridge"] = "br2"
+	if _, err := n.call(t, third, "net1", asked, "ADD"); err != nil {
+		t.Errorf("on another network: %v", err)
+	}
+	n.podStage(t, first, "DEL")
+	_, err = n.call(t, first, "net1", conf, "DEL")
+	must(t, err)
+	n.podStage(t, second, "ADD")
 }
 
 // TestIPAMGoesToTheGuest: the address of a secondary network is the guest's, and the Pod does not answer for it (NW-051).

@@ -53,12 +53,7 @@ const envRounds = "PODVIRT_CNI_ROUNDS"
 
 // TestManyAttachmentsLeaveNothing repeats ADD and DEL and compares what the process, the namespace and the kernel hold.
 func TestManyAttachmentsLeaveNothing(t *testing.T) {
-	rounds := 50
-	if text := os.Getenv(envRounds); text != "" {
-		var err error
-		rounds, err = strconv.Atoi(text)
-		must(t, err)
-	}
+	rounds := fromEnv(t, envRounds, 50)
 	a := newAttachment(t, world.Options{}, vmPod("ports=22+80-90"))
 	var adds, dels []time.Duration
 	var early kernelHolds

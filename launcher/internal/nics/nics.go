@@ -42,7 +42,8 @@ type NIC struct {
 	Gateway6   netip.Addr       // invalid: none
 	LinkLocal  netip.Addr       // of the guest tap's end in the Pod; invalid: no IPv6 there
 	Server4    netip.Addr       // whom the guest knows the launcher by; invalid: Gateway4
-	Routes     []nl.Route       // with wire: those of the Pod interface but its subnets and the default
+	Routes     []nl.Route       // with wire: those of the Pod interface but its own subnet and the default
+	OnLink     bool             // with wire: the own IPv4 subnet is reached without a gateway
 }
 
 // Namespace is what of the network namespace is read; *nl.Handle is one.
@@ -172,7 +173,9 @@ func readWire(ns Namespace, nic *NIC, pod, service nl.Link) error {
 			nic.Gateway4 = r.Gateway
 		case r.Destination.Bits() == 0:
 			nic.Gateway6 = r.Gateway
-		case r.Gateway.IsValid():
+		case !r.Gateway.IsValid() && r.Destination == nic.Guest4.Masked():
+			nic.OnLink = true
+		case r.Gateway.IsValid(), r.Destination.Addr().Is4():
 			nic.Routes = append(nic.Routes, r)
 		}
 	}

@@ -50,12 +50,13 @@ func TestNetwork(t *testing.T) {
 		PeriodSeconds: 1, FailureThreshold: 2, TimeoutSeconds: 3,
 	}
 	six := newVM("six", "guest-tiny").annotate(map[string]string{"nic.default": "ip-family=6"})
-	for _, v := range []*vm{one, two, six} {
+	own := newVM("own", "guest-tiny").httpReady(8080).annotate(map[string]string{"nic.default": "binding=wire"})
+	for _, v := range []*vm{one, two, six, own} {
 		ns.Apply(t, v.manifest(t))
 	}
 	ns.Apply(t, pairServices)
 	pods := map[string]*corev1.Pod{}
-	for _, name := range []string{"one", "two"} {
+	for _, name := range []string{"one", "two", "own"} {
 		pods[name] = ns.WaitPod(t, name, harness.Medium, harness.Ready)
 	}
 	pods["six"] = ns.WaitPod(t, "six", harness.Medium, harness.Running)
@@ -65,6 +66,7 @@ func TestNetwork(t *testing.T) {
 	t.Run("Services", func(t *testing.T) { checkServices(t, ns, pods) })
 	t.Run("a label on a running VM", func(t *testing.T) { checkRelabel(t, ns) })
 	t.Run("a guest with IPv6 alone", func(t *testing.T) { checkSix(t, ns, pods["six"]) })
+	t.Run("a guest with the Pod's address", func(t *testing.T) { checkOwn(t, ns, pods["own"]) })
 	t.Run("port-forward", func(t *testing.T) { checkForward(t, ns) })
 	t.Run("metrics of the nodes' plugins", func(t *testing.T) { checkPluginMetrics(t, ns) })
 	for _, name := range []string{"one", "two"} { // last: they stop answering for a moment
@@ -279,6 +281,20 @@ func checkSix(t *testing.T, ns *harness.Namespace, pod *corev1.Pod) {
 	url := fmt.Sprintf("http://127.0.0.1:%d/", ns.Forward(t, "six", 80))
 	if body := fromHost(t, url); !strings.HasPrefix(body, "podvirt-tiny") {
 		t.Errorf("port-forward: %q", body)
+	}
+}
+
+// checkOwn looks at a guest that has the Pod's address, and at the launcher beside it (NW-023, NW-024).
+func checkOwn(t *testing.T, ns *harness.Namespace, pod *corev1.Pod) {
+	guest := net.JoinHostPort(pod.Status.PodIP, "80")
+	if got := sh(t, ns, guest, "ip -4 addr show dev eth0"); !strings.Contains(got, "inet "+pod.Status.PodIP+"/") {
+		t.Errorf("the guest has\n%s\nwant %s", got, pod.Status.PodIP)
+	}
+	if got := sh(t, ns, guest, "wget -qO- http://pair/client"); strings.TrimSpace(got) != pod.Status.PodIP {
+		t.Errorf("a server in the cluster sees %q; want the Pod's address", got)
+	}
+	if got := mustCurl(t, ns, "http://"+net.JoinHostPort(pod.Status.PodIP, "49155")+"/metrics"); !strings.Contains(got, "podvirt_vm_state") {
+		t.Errorf("the launcher's metrics: %.200q", got)
 	}
 }
 
