@@ -84,7 +84,7 @@ test-conformance: ## csi-sanity and kin against the built components
 
 .PHONY: test-launcher
 test-launcher: images ## the built launcher with real guests on the root file system of its image, without a cluster
-	$(GOTEST) -v -timeout=30m ./test/launcher
+	$(GOTEST) -v -timeout=30m -parallel=4 ./test/launcher
 
 .PHONY: test-cluster
 test-cluster: images ## real guests on the local cluster, which stays up for the next run

@@ -12,6 +12,7 @@ import (
 // TestBootOrder has two disks that boot, with a kernel each, and a NIC: which kernel comes up says what firmware tried
 // first (VM-056).
 func TestBootOrder(t *testing.T) {
+	t.Parallel()
 	const tiny, hardware = `Linux version \S+-cloud-amd64`, `Linux version \d\S+\d-amd64`
 	for _, row := range []struct {
 		name        string

@@ -112,6 +112,7 @@ func wantedDisks() []wantedDisk {
 // TestDisks gives one guest a disk on every bus and with every option that a guest can see, and looks what it sees
 // (VM-074, VM-075, VM-077, ST-016).
 func TestDisks(t *testing.T) {
+	t.Parallel()
 	p := newHardwarePod(t, map[string]string{
 		"memory": "256Mi", "cpu-topology": "cores=2", "cpu-model": "qemu64",
 		"disk.fast":  "bus=virtio,cache=directsync,serial=FAST",
@@ -226,6 +227,7 @@ func allocated(t *testing.T, path string) int64 {
 
 // TestNoDirectIO: without a word a file system without O_DIRECT is written through; what it cannot give is refused (VM-075).
 func TestNoDirectIO(t *testing.T) {
+	t.Parallel()
 	start := func(cache string) *vm {
 		p := newPod(t, map[string]string{"start": "paused", "disk.data": "bus=virtio" + cache})
 		dir := p.volume("/vm/disks/data")
@@ -267,6 +269,7 @@ func sum(t *testing.T, path string) [sha256.Size]byte {
 
 // TestManyDisks: a guest with two hundred disks finds them all (VM-074).
 func TestManyDisks(t *testing.T) {
+	t.Parallel()
 	const many = 200
 	annotations := map[string]string{"memory": "256Mi"}
 	for i := range many {

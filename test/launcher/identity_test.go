@@ -45,6 +45,7 @@ func places(xml string) map[string]string {
 // TestSameMachine: a VM with state finds the same machine type, addresses and identity in every Pod, whatever disks came
 // and went between, and also where QEMU's newest machine type has changed (VM-050, VM-064, VM-069).
 func TestSameMachine(t *testing.T) {
+	t.Parallel()
 	first := newHardwarePod(t, map[string]string{"disk.data": "bus=virtio"})
 	first.volume("/vm/state")
 	// The VM was made by an image whose newest machine type was an older one.
@@ -62,7 +63,7 @@ func TestSameMachine(t *testing.T) {
 		t.Fatalf("few devices have a PCI address:\n%s", v.ctl("xml"))
 	}
 	before, uuid := v.shell().ask(identity), first.kept("uuid")
-	if !strings.Contains(before, uuid) || !strings.Contains(before, "podvirt") {
+	if v.state()["uuid"] != uuid || !strings.Contains(before, uuid) || !strings.Contains(before, "podvirt") {
 		t.Errorf("the guest says %q; want UUID %s", before, uuid)
 	}
 	was := places(v.ctl("xml"))
@@ -100,6 +101,7 @@ func TestSameMachine(t *testing.T) {
 
 // TestMachineIsNotKept: a VM without state is told that its machine type may change (VM-050).
 func TestMachineIsNotKept(t *testing.T) {
+	t.Parallel()
 	for machine, warned := range map[string]bool{"q35": true, "pc-q35-9.2": false} {
 		v := newPod(t, map[string]string{"start": "paused", "machine": machine}).start()
 		v.paused()

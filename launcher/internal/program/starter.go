@@ -113,6 +113,9 @@ func (s *starter) identity(p *plan) error {
 	if err != nil {
 		return err
 	}
+	s.mu.Lock()
+	s.vm.UUID = id.String()
+	s.mu.Unlock()
 	p.host = domain.Host{
 		UUID: id, Machine: machine, RunDir: api.PathRun, Emulator: emulator, Firmware: st.firmware(s.vm),
 	}

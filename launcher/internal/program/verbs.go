@@ -107,7 +107,7 @@ func (i *instance) view() statusView {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	v := statusView{
-		Name: i.vm.ID, Namespace: i.vm.Namespace, State: s.State, Reason: s.Reason,
+		Name: i.vm.ID, Namespace: i.vm.Namespace, UUID: i.vm.UUID, State: s.State, Reason: s.Reason,
 		Accelerator: string(i.vm.CPU.Accelerator), VCPUs: i.vm.VCPUs, MemoryMiB: int64(i.vm.Memory.Guest),
 		OverheadMiB: int64(i.vm.Overhead), Launcher: cli.Version,
 		Boots: s.Boots, GuestReboots: s.GuestReboots, RebootLoop: s.RebootLoop, WatchdogFired: s.WatchdogFired,
