@@ -6,9 +6,11 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"os/exec"
 	"regexp"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -30,6 +32,16 @@ type fleet struct {
 	client    kubernetes.Interface
 	admin     *rest.Config
 	scheduler *process
+	standby   *process // waits for the lease once it is started
+
+	kubeconfig string // of the administrator
+}
+
+// sub is the same fleet in a subtest.
+func (f *fleet) sub(t *testing.T) *fleet {
+	same := *f
+	same.T = t
+	return &same
 }
 
 func newFleet(t *testing.T) *fleet {
@@ -40,6 +52,8 @@ func newFleet(t *testing.T) *fleet {
 	server.Apply(t, api.SystemNamespace, manifests+"/rbac.yaml")
 	f := &fleet{T: t, client: server.Client, admin: server.Admin}
 	f.scheduler = newProcess(t, server)
+	f.standby = f.scheduler.twin(t)
+	f.kubeconfig = server.Kubeconfig(t, server.Admin)
 	return f
 }
 
@@ -109,6 +123,7 @@ type vm struct {
 	annotations map[string]string
 	pages       int64
 	priority    string
+	cpus        string // "": 1
 }
 
 func (f *fleet) create(v vm) *corev1.Pod {
@@ -121,6 +136,9 @@ func (f *fleet) create(v vm) *corev1.Pod {
 	pod := newPod(v.name, annotations)
 	pod.Spec.Tolerations = []corev1.Toleration{{Key: corev1.TaintNodeNotReady, Operator: corev1.TolerationOpExists}}
 	pod.Spec.PriorityClassName = v.priority
+	if v.cpus != "" {
+		pod.Spec.Containers[0].Resources.Limits[corev1.ResourceCPU] = resource.MustParse(v.cpus)
+	}
 	if v.pages > 0 {
 		pod.Spec.Containers[0].Resources.Limits["hugepages-2Mi"] = resource.MustParse(annotations[api.KeyMemory])
 	}
@@ -182,6 +200,21 @@ func (f *fleet) metric(pattern string) float64 {
 	if err != nil || response.StatusCode != http.StatusOK {
 		f.Fatalf("metrics: %v, %s", err, response.Status)
 	}
+	return f.samples(text, pattern)
+}
+
+// requests is metric for the API server.
+func (f *fleet) requests(pattern string) float64 {
+	f.Helper()
+	text, err := f.client.CoreV1().RESTClient().Get().AbsPath("/metrics").DoRaw(f.Context())
+	if err != nil {
+		f.Fatal(err)
+	}
+	return f.samples(text, pattern)
+}
+
+func (f *fleet) samples(text []byte, pattern string) float64 {
+	f.Helper()
 	var sum float64
 	for _, m := range regexp.MustCompile(`(?m)^`+pattern+` (\S+)$`).FindAllStringSubmatch(string(text), -1) {
 		var value float64
@@ -207,13 +240,15 @@ func TestFleet(t *testing.T) {
 		machine{"intel", cpuFacts("Haswell Nehalem", "avx2 pcid"), nil}, machine{"amd", cpuFacts("EPYC Opteron_G3", "sse4a svm"), nil},
 		machine{"old", cpuFacts("Penryn", "ssse3"), nil},
 	)
-	for name, sub := range map[string]func(*fleet){"models": (*fleet).models, "mistakes preempt nobody": (*fleet).mistakes} {
-		t.Run(name, func(t *testing.T) { sub(&fleet{T: t, client: f.client, admin: f.admin, scheduler: f.scheduler}) })
+	for _, step := range []struct {
+		name string
+		run  func(*fleet)
+	}{
+		{"models", (*fleet).models}, {"mistakes preempt nobody", (*fleet).mistakes}, {"large pages are kept", (*fleet).largePages},
+		{"beside the default scheduler", (*fleet).beside}, {"cells", testCells}, {"five thousand", (*fleet).thousands},
+	} {
+		t.Run(step.name, func(t *testing.T) { step.run(f.sub(t)) })
 	}
-	t.Run("cells", func(t *testing.T) { testCells(&fleet{T: t, client: f.client, admin: f.admin, scheduler: f.scheduler}) })
-	t.Run("five thousand", func(t *testing.T) {
-		(&fleet{T: t, client: f.client, admin: f.admin, scheduler: f.scheduler}).thousands()
-	})
 }
 
 // noFactsAnywhere: there is nothing a model could be near to (SC-027).
@@ -242,6 +277,19 @@ func (f *fleet) models() {
 				f.Errorf("%s is on %s; want %s", name, got, node)
 			}
 		}
+	}
+	f.create(vm{name: "m-wide", annotations: map[string]string{api.KeyCPUTopology: "cores=65"}})
+	if got := f.placed("m-wide"); !strings.Contains(got, "3 more than the machine's vCPU limit; at most 64 on any node") {
+		f.Errorf("message %q; want the most vCPUs of any Node", got)
+	}
+	f.create(vm{name: "m-pages", pages: 100})
+	if got := f.placed("m-pages"); !strings.Contains(got, "no podvirt facts") {
+		f.Errorf("message %q; want that no cells are known", got)
+	}
+	f.remove("m-pages")
+	f.create(vm{name: "m-odd", annotations: map[string]string{api.KeyMemory: "500Mi", api.KeyHugepages: "1Gi"}})
+	if got := f.placed("m-odd"); !strings.Contains(got, "podvirt.dev/hugepages: 500Mi is not a multiple of 1Gi") {
+		f.Errorf("message %q; want the parser's", got)
 	}
 	f.create(vm{name: "m-none", annotations: map[string]string{api.KeyCPUModel: "EPYC-Milan"}})
 	if got := f.placed("m-none"); !strings.Contains(got, "3 CPU model EPYC-Milan not usable; nearest: EPYC") {
@@ -276,6 +324,82 @@ func (f *fleet) mistakes() {
 	}
 }
 
+// largePages: of ten Nodes that one in three has large pages, VMs without take the others while there is room (SC-061).
+func (f *fleet) largePages() {
+	host := cpuFacts("Broadwell", "aes")
+	var list []machine
+	for i := range 10 {
+		list = append(list, machine{fmt.Sprintf("ten%d", i), host, nil})
+	}
+	f.add(list...)
+	for i := range 3 {
+		f.annotateNode(list[i].name, api.NodeNUMA, strings.ReplaceAll(numa(f.T, []api.Pages{{Total: 4, Free: 4}}), `"2Mi"`, `"1Gi"`))
+	}
+	const each = 4 // of 16 CPUs, of 64 that a Node has
+	count := 0
+	place := func(n int) (kept int) {
+		for range n {
+			name := fmt.Sprintf("small-%d", count)
+			count++
+			f.create(vm{name: name, annotations: map[string]string{api.KeyCPUModel: "Broadwell"}, cpus: "16"})
+			if got := f.placed(name); got == "ten0/" || got == "ten1/" || got == "ten2/" {
+				kept++
+			}
+		}
+		return kept
+	}
+	if kept := place(7 * each); kept != 0 {
+		f.Errorf("%d of %d VMs are on Nodes with large pages, while there is room elsewhere", kept, 7*each)
+	}
+	if kept := place(2); kept != 2 {
+		f.Errorf("%d of 2 VMs are on Nodes with large pages, when all others are full", kept)
+	}
+}
+
+// beside: the scheduler of Kubernetes runs as well, each with its own Pods (SC-087).
+func (f *fleet) beside() {
+	stock := exec.CommandContext(f.Context(), apitest.Program(f.T, "kube-scheduler"), "--kubeconfig="+f.kubeconfig,
+		"--authentication-kubeconfig="+f.kubeconfig, "--authorization-kubeconfig="+f.kubeconfig, "--secure-port="+freePort(f.T), "--cert-dir="+f.TempDir())
+	stock.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := stock.Start(); err != nil {
+		f.Fatal(err)
+	}
+	defer func() {
+		_ = stock.Process.Kill()
+		_ = stock.Wait() // it was killed
+	}()
+	by := map[string]string{}
+	for i := range 20 {
+		name := fmt.Sprintf("both-%d", i)
+		pod := newPod(name, nil)
+		pod.Spec.Tolerations = []corev1.Toleration{{Key: corev1.TaintNodeNotReady, Operator: corev1.TolerationOpExists}}
+		by[name] = api.SchedulerName
+		if i%2 == 0 {
+			by[name] = corev1.DefaultSchedulerName
+		}
+		pod.Spec.SchedulerName = by[name]
+		if _, err := f.client.CoreV1().Pods("shop").Create(f.Context(), pod, metav1.CreateOptions{}); err != nil {
+			f.Fatal(err)
+		}
+	}
+	for name, want := range by {
+		if pod := awaitDecision(f.T, f.client, name); pod.Spec.NodeName == "" {
+			f.Errorf("%s was not placed by %s: %s", name, want, condition(pod).Message)
+		}
+	}
+	leases, err := f.client.CoordinationV1().Leases("").List(f.Context(), metav1.ListOptions{})
+	if err != nil {
+		f.Fatal(err)
+	}
+	held := map[string]bool{}
+	for _, lease := range leases.Items {
+		held[lease.Namespace+"/"+lease.Name] = true
+	}
+	if !held["kube-system/kube-scheduler"] || !held["podvirt-system/podvirt-scheduler"] {
+		f.Errorf("leases %v; want one for each scheduler", held)
+	}
+}
+
 // thousands: one line for five thousand Nodes (SC-082).
 func (f *fleet) thousands() {
 	nodes, err := f.client.CoreV1().Nodes().List(f.Context(), metav1.ListOptions{})
@@ -290,11 +414,12 @@ func (f *fleet) thousands() {
 		machines = append(machines, machine{name: fmt.Sprintf("without%d", i)})
 	}
 	f.add(machines...)
+	await(f.T, "the scheduler knows all Nodes", func() bool { return f.metric(`scheduler_cache_size\{type="nodes"\}`) == 5000 })
 	f.create(vm{name: "nowhere", annotations: map[string]string{api.KeyCPUModel: "KnightsMill"}})
 	const want = "0/5000 nodes are available: 10 no podvirt facts, 4990 CPU model KnightsMill not usable."
-	await(f.T, "all Nodes are in the message", func() bool {
-		return strings.HasPrefix(condition(getPod(f.T, f.client, "nowhere")).Message, want)
-	})
+	if got := f.placed("nowhere"); !strings.HasPrefix(got, want) {
+		f.Errorf("message %q; want %q", got, want)
+	}
 }
 
 // awaitBound waits until a Pod has a node and returns the first version of it that has one.

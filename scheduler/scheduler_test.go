@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -127,6 +128,20 @@ func newProcess(t *testing.T, server *apitest.Server) *process {
 		}
 	})
 	return p
+}
+
+// twin is a second one of the same program and configuration.
+func (p *process) twin(t *testing.T) *process {
+	t.Helper()
+	port := freePort(t)
+	same := &process{args: slices.Clone(p.args), port: port, log: p.log, kill: func() {}}
+	for i, arg := range same.args {
+		if strings.HasPrefix(arg, "--secure-port=") {
+			same.args[i] = "--secure-port=" + port
+		}
+	}
+	t.Cleanup(func() { same.kill() })
+	return same
 }
 
 // start runs the program; kill ends it without notice. The next one has to wait for its lease.

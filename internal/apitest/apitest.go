@@ -46,7 +46,7 @@ type Server struct {
 // Start runs a server until the test ends. Programs are those that the local cluster has built (PODVIRT_CACHE).
 func Start(t testing.TB) *Server {
 	t.Helper()
-	etcd, apiserver := program(t, "etcd"), program(t, "kube-apiserver")
+	etcd, apiserver := Program(t, "etcd"), Program(t, "kube-apiserver")
 	dir := t.TempDir()
 	etcdURL := "http://" + freeAddress(t)
 	run(t, filepath.Join(dir, "etcd.log"), etcd, // its end shows in the API server's log
@@ -185,7 +185,8 @@ func (s *Server) ready(ctx context.Context, certificate string) error {
 }
 
 // program returns the newest build of a program in the cache.
-func program(t testing.TB, name string) string {
+// Program returns the path of a program of Kubernetes that the local cluster has built (PODVIRT_CACHE).
+func Program(t testing.TB, name string) string {
 	t.Helper()
 	cache := os.Getenv("PODVIRT_CACHE")
 	if cache == "" {

@@ -3,6 +3,7 @@ package virtualmachine
 import (
 	"context"
 	"fmt"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -40,13 +41,34 @@ func (pl *Plugin) PreFilter(_ context.Context, state fwk.CycleState, pod *corev1
 	if err != nil {
 		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, err.Error())
 	}
-	if want.named() && !pl.fleet.get().offers(want.model) {
-		if near := pl.fleet.get().nearest(want.model); near != "" {
-			want.hint = "; nearest: " + near
-		}
-	}
+	want.hints = pl.hintsFor(want)
 	state.Write(requestKey, requestState{want})
 	return nil, nil
+}
+
+// hintsFor looks at the whole cluster for what would help a VM that fits nowhere.
+func (pl *Plugin) hintsFor(want *request) hints {
+	var h hints
+	fleet := pl.fleet.get()
+	if want.named() && !fleet.offers(want.model) {
+		if near := fleet.nearest(want.model); near != "" {
+			h.model = "; nearest: " + near
+		}
+	}
+	if fleet.maxVCPUs > 0 && want.vcpus > fleet.maxVCPUs {
+		h.vcpus = fmt.Sprintf("; at most %d on any node", fleet.maxVCPUs)
+	}
+	if want.memory.placed() {
+		h.pages = sync.OnceValue(func() string { // asked by many Nodes at once, and only where one does not fit
+			pools := false
+			pl.cells.each(func(t *topology) { pools = pools || t.pool(want.memory.size) })
+			if pools {
+				return ""
+			}
+			return "; no node has such pages: set them aside at boot or by sysctl"
+		})
+	}
+	return h
 }
 
 // PreFilterExtensions returns nil: Filter counts the Pods of the Node it is given, whoever has been added or removed.
@@ -64,7 +86,7 @@ func (pl *Plugin) Filter(_ context.Context, state fwk.CycleState, _ *corev1.Pod,
 	code := fwk.UnschedulableAndUnresolvable
 	if len(reasons) == 0 && want.memory.placed() {
 		t := pl.cells.get(node)
-		reason, hopeless := fitsCells(want.memory, t, node.Status.NodeInfo.BootID, pl.freePages(t, want.memory.size, info))
+		reason, hopeless := fitsCells(want, t, node.Status.NodeInfo.BootID, pl.freePages(t, want.memory.size, info))
 		if reason != "" {
 			reasons = append(reasons, reason)
 		}
@@ -109,7 +131,7 @@ func (pl *Plugin) Reserve(_ context.Context, state fwk.CycleState, pod *corev1.P
 	}
 	t := pl.cells.get(info.Node())
 	free := pl.freePages(t, want.memory.size, info)
-	if reason, _ := fitsCells(want.memory, t, info.Node().Status.NodeInfo.BootID, free); reason != "" {
+	if reason, _ := fitsCells(want, t, info.Node().Status.NodeInfo.BootID, free); reason != "" {
 		return fwk.NewStatus(fwk.Unschedulable, reason)
 	}
 	chosen := choose(want.memory, t, free)

@@ -1,6 +1,7 @@
 package virtualmachine
 
 import (
+	"errors"
 	"strings"
 	"sync"
 	"weak"
@@ -34,7 +35,15 @@ type reader struct {
 
 func newReader() *reader { return &reader{shared: map[string]weak.Pointer[words]{}} }
 
+// maxAnnotation bounds what is read of a Node, in bytes; the largest hosts need 8 KiB (scheduling.md 4.5).
+const maxAnnotation = 64 << 10
+
+var errTooLong = errors.New("the annotation is longer than 64 KiB")
+
 func (r *reader) read(raw string) *facts {
+	if len(raw) > maxAnnotation {
+		return &facts{err: errTooLong}
+	}
 	cpu, err := api.DecodeCPUFacts(raw)
 	if err != nil {
 		return &facts{err: err}

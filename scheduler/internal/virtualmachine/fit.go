@@ -31,13 +31,13 @@ func fits(want *request, have *facts, bootID string, requireFacts bool) []string
 		reasons = append(reasons, fmt.Sprintf("accelerator %s not usable", want.accelerator))
 	}
 	if want.named() && !have.models.Has(want.model) {
-		reasons = append(reasons, fmt.Sprintf("CPU model %s not usable%s", want.model, want.hint))
+		reasons = append(reasons, fmt.Sprintf("CPU model %s not usable%s", want.model, want.hints.model))
 	}
 	for _, feature := range want.features {
 		reasons = append(reasons, againstFeature(feature, have)...)
 	}
 	if have.maxVCPUs > 0 && want.vcpus > have.maxVCPUs {
-		reasons = append(reasons, reasonVCPUs)
+		reasons = append(reasons, reasonVCPUs+want.hints.vcpus)
 	}
 	return reasons
 }
@@ -55,7 +55,8 @@ func againstFeature(feature api.CPUFeature, have *facts) []string {
 
 // fitsCells compares what a VM needs of NUMA cells with a Node whose free pages are given per cell. hopeless says that
 // the cells would not do if they were empty either.
-func fitsCells(want demand, have *topology, bootID string, free []int64) (reason string, hopeless bool) {
+func fitsCells(request *request, have *topology, bootID string, free []int64) (reason string, hopeless bool) {
+	want := request.memory
 	switch {
 	case have == nil || have.err != nil:
 		return reasonNoFacts, true
@@ -64,7 +65,11 @@ func fitsCells(want demand, have *topology, bootID string, free []int64) (reason
 	case choose(want, have, free) != nil:
 		return "", false
 	}
-	return reasonPages(want), choose(want, have, have.total(want.size)) == nil
+	reason = reasonPages(want)
+	if request.hints.pages != nil {
+		reason += request.hints.pages()
+	}
+	return reason, choose(want, have, have.total(want.size)) == nil
 }
 
 func reasonPages(want demand) string {

@@ -12,7 +12,8 @@ import (
 // fleet is what all Nodes together offer. It is made again when a Node's facts change, and holds one entry per kind of
 // machine, not per Node.
 type fleet struct {
-	kinds map[kind]*kindFacts
+	kinds    map[kind]*kindFacts
+	maxVCPUs int // of any Node; 0: none says
 }
 
 // kind tells machines apart by what a CPU can be made of; lists are shared, so that equal ones are the same pointer.
@@ -41,6 +42,7 @@ func newFleet(nodes *catalog[facts]) *fleet {
 		if have.err != nil || have.kind == api.AcceleratorNone {
 			return
 		}
+		f.maxVCPUs = max(f.maxVCPUs, have.maxVCPUs)
 		k := kindOf(have)
 		if f.kinds[k] == nil {
 			f.kinds[k] = &kindFacts{}

@@ -172,8 +172,8 @@ func TestPlacement(t *testing.T) {
 			"emulated": {"accelerator kvm not usable"}, "stale": {reasonStaleFacts}, "bare": {reasonNoFacts},
 		}},
 		"more vCPUs than the machine takes": {map[string]string{"cpu-topology": "cores=9"}, map[string][]string{
-			"old": {reasonVCPUs}, "modern": {reasonVCPUs}, "stale": {reasonStaleFacts}, "bare": {reasonNoFacts},
-			"emulated": {"accelerator kvm not usable", reasonVCPUs},
+			"old": {reasonVCPUs + "; at most 8 on any node"}, "modern": {reasonVCPUs + "; at most 8 on any node"}, "stale": {reasonStaleFacts}, "bare": {reasonNoFacts},
+			"emulated": {"accelerator kvm not usable", reasonVCPUs + "; at most 8 on any node"},
 		}},
 		"a model that no node has": {map[string]string{"cpu-model": "Haswell-v3"}, map[string][]string{
 			"old": {"CPU model Haswell-v3 not usable; nearest: Haswell"}, "modern": {"CPU model Haswell-v3 not usable; nearest: Haswell"},

@@ -20,8 +20,14 @@ type request struct {
 	vcpus       int
 	memory      demand
 
-	// hint is added to the reason of Nodes that lack the model, where no Node has it: the nearest that one has.
-	hint string
+	hints hints
+}
+
+// hints are added to reasons that hold on every Node of the cluster, not on this one alone.
+type hints struct {
+	model string        // the nearest model that a Node has, where none has the one asked for
+	vcpus string        // the most vCPUs that any Node allows, where that is too few
+	pages func() string // what to do where no Node has a pool of such pages; nil: nothing is known
 }
 
 // isVM says whether a Pod is one of ours; all others are passed over.

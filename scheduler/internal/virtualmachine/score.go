@@ -140,13 +140,8 @@ func leftover(want demand, t *topology, free []int64) int64 {
 // withoutLargePages keeps Nodes with a pool of large pages for VMs that ask for them (scheduling.md SC-061).
 func (pl *Plugin) withoutLargePages(info fwk.NodeInfo) int64 {
 	t := pl.cells.get(info.Node())
-	if t == nil {
-		return fwk.MaxScore
-	}
-	for _, c := range t.cells {
-		if c.pages[largePages].Total > 0 {
-			return 0
-		}
+	if t != nil && t.pool(largePages) {
+		return 0
 	}
 	return fwk.MaxScore
 }

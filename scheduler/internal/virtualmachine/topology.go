@@ -24,6 +24,9 @@ type cell struct {
 }
 
 func readTopology(raw string) *topology {
+	if len(raw) > maxAnnotation {
+		return &topology{err: errTooLong}
+	}
 	numa, err := api.DecodeNUMAFacts(raw)
 	if err != nil {
 		return &topology{err: err}
@@ -49,6 +52,11 @@ func (t *topology) total(size string) []int64 {
 		pages[i] = c.pages[size].Total
 	}
 	return pages
+}
+
+// pool says whether any cell has pages of a size, free or not.
+func (t *topology) pool(size string) bool {
+	return slices.ContainsFunc(t.cells, func(c cell) bool { return c.pages[size].Total > 0 })
 }
 
 // distance is that of cell i to cell j, both as positions in the list.

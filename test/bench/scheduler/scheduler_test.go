@@ -28,7 +28,6 @@ import (
 
 	"podvirt.dev/api"
 	"podvirt.dev/internal/apitest"
-	"podvirt.dev/internal/require"
 )
 
 const (
@@ -57,7 +56,7 @@ func BenchmarkScheduler(b *testing.B) {
 	server.Make(b, namespace, "default")
 	server.Make(b, api.SystemNamespace, "default")
 	contests := []contest{
-		{"default", false, stock(b), "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\nprofiles:\n- schedulerName: podvirt\n"},
+		{"default", false, apitest.Program(b, "kube-scheduler"), "apiVersion: kubescheduler.config.k8s.io/v1\nkind: KubeSchedulerConfiguration\nprofiles:\n- schedulerName: podvirt\n"},
 		{"plain", false, ours(b), manifest(b)},
 		{"vms", true, "", manifest(b)},
 	}
@@ -237,18 +236,6 @@ func (s *scheduler) resident(b *testing.B) float64 {
 		}
 	}
 	return 0
-}
-
-// stock is the scheduler of Kubernetes that the local cluster was built with.
-func stock(b *testing.B) string {
-	b.Helper()
-	cache := os.Getenv("PODVIRT_CACHE")
-	if cache == "" {
-		cache = "/var/cache/podvirt"
-	}
-	found, err := filepath.Glob(filepath.Join(cache, "bin", "kube-scheduler-*"))
-	require.Feature(b, err == nil && len(found) > 0, "kube-scheduler (make programs)")
-	return found[0]
 }
 
 func ours(b *testing.B) string {
