@@ -23,18 +23,19 @@ func tinyRoot() rootfs.Recipe {
 func hardwareRoot() rootfs.Recipe { return *recipe.Kernel().Root }
 
 func (b *Builder) tiny(ctx context.Context, target string) error {
-	return b.small(ctx, target, small{tinyRoot(), "tiny"})
+	return b.small(ctx, target, small{tinyRoot(), "tiny", "TINY"})
 }
 
 // hardware is the tiny guest with drivers for every device that a VM can be given.
 func (b *Builder) hardware(ctx context.Context, target string) error {
-	return b.small(ctx, target, small{hardwareRoot(), "hardware"})
+	return b.small(ctx, target, small{hardwareRoot(), "hardware", "HARDWARE"})
 }
 
 // small describes a guest that is a kernel and an initramfs, both on the EFI system partition.
 type small struct {
 	root    rootfs.Recipe
 	modules string // folder with the lists of modules
+	label   string // of the EFI system partition
 }
 
 func (b *Builder) small(ctx context.Context, target string, s small) error {
@@ -66,7 +67,7 @@ func (b *Builder) small(ctx context.Context, target string, s small) error {
 		ESPSize: 48 << 20,
 		ESP:     map[string]string{"vmlinuz": filepath.Join(root, "boot", "vmlinuz-"+release), "initrd": archive},
 		Loader: disk.Loader{
-			Label: "TINY", Kernel: "/vmlinuz", Initrd: "/initrd", Options: "console=tty0 console=ttyS0,115200 panic=-1",
+			Label: s.label, Kernel: "/vmlinuz", Initrd: "/initrd", Options: "console=tty0 console=ttyS0,115200 panic=-1",
 		},
 	}.Write(ctx, target)
 }
