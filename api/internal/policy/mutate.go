@@ -171,8 +171,6 @@ func parentsFirst() admissionv1.Mutation {
 	return mutation(
 		add(`!has(object.spec.securityContext)`, `"/spec/securityContext"`, `{"runAsNonRoot": true}`),
 		add(`!has(variables.c.securityContext)`, at+` + "/securityContext"`, `{"allowPrivilegeEscalation": false}`),
-		add(`!has(object.spec.volumes)`, `"/spec/volumes"`, `[]`),
-		add(`!has(variables.c.volumeMounts)`, at+` + "/volumeMounts"`, `[]`),
 		add(`!has(variables.c.resources)`, at+` + "/resources"`, `{}`),
 	)
 }
@@ -269,7 +267,8 @@ func token() admissionv1.Mutation {
 	)
 }
 
-// volume adds a volume and its mount where nothing is mounted at the path. The name gets a prefix where it is taken.
+// volume adds a volume and its mount where nothing is mounted at the path. The name gets a prefix where it is taken. The
+// lists are made in the same patch: between two of them an empty list is left out of the object.
 func volume(name, path string, readOnly bool, source string) admissionv1.Mutation {
 	missing := fmt.Sprintf(`!variables.mounts.exists(m, m[0] == %s)`, str(path))
 	free := fmt.Sprintf(`(variables.volumes.exists(v, v.name == %[1]s) ? "podvirt-" + %[1]s : %[1]s)`, str(name))
@@ -278,7 +277,9 @@ func volume(name, path string, readOnly bool, source string) admissionv1.Mutatio
 		mount = fmt.Sprintf(`Object.spec.containers.volumeMounts{name: %s, mountPath: %s, readOnly: true}`, free, str(path))
 	}
 	return mutation(
+		add(missing+` && !has(object.spec.volumes)`, `"/spec/volumes"`, `[]`),
 		add(missing, `"/spec/volumes/-"`, fmt.Sprintf(`Object.spec.volumes{name: %s, %s}`, free, source)),
+		add(missing+` && !has(variables.c.volumeMounts)`, at+` + "/volumeMounts"`, `[]`),
 		add(missing, at+` + "/volumeMounts/-"`, mount),
 	)
 }

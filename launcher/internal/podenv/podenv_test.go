@@ -57,6 +57,8 @@ func TestRead(t *testing.T) {
 			`105 100 0:72 / /vm/disks/os ro - overlay overlay rw`,
 			`106 100 8:2 / /vm/disks/with\040blank rw - xfs /dev/vdb rw`,
 			`107 100 0:73 / /vmware rw - tmpfs tmpfs rw`,
+			`108 100 0:74 / /vm/disks/alone ro - tmpfs podvirt-disk rw`,
+			`109 108 7:1 /disk.img /vm/disks/alone/disk.img rw - ext4 /dev/loop1 rw`,
 		}, "\n")),
 		"vm/pod/..data": {Mode: fs.ModeDir},
 	}))
@@ -74,6 +76,7 @@ func TestRead(t *testing.T) {
 			Paths: []api.Path{
 				{Path: "/run/podvirt", Source: api.SourceEmptyDir},
 				{Path: "/vm/cloud-init", Source: api.SourceFiles, ReadOnly: true},
+				{Path: "/vm/disks/alone", Source: api.SourceFilesystem},
 				{Path: "/vm/disks/os", Source: api.SourceImage, ReadOnly: true},
 				{Path: "/vm/disks/root", Source: api.SourceBlock},
 				{Path: "/vm/disks/with blank", Source: api.SourceFilesystem},

@@ -33,6 +33,11 @@ func volumePaths(fsys fs.FS) ([]api.Path, error) {
 		if !ok || !ours(m.point) {
 			continue
 		}
+		if disk, inside := diskOf(m.point); inside {
+			// csi-hostpath shows disk.img alone, mounted into a read-only directory of its own (storage.md ST-016).
+			found[disk] = api.Path{Path: disk, Source: api.SourceFilesystem, ReadOnly: m.readOnly}
+			continue
+		}
 		found[m.point] = api.Path{Path: m.point, Source: m.source(fsys), ReadOnly: m.readOnly} // the last one covers the others
 	}
 	for _, parent := range []string{api.PathDisks, api.PathCDROMs} {
@@ -52,6 +57,18 @@ func volumePaths(fsys fs.FS) ([]api.Path, error) {
 	}
 	slices.SortFunc(paths, func(a, b api.Path) int { return strings.Compare(a.Path, b.Path) })
 	return paths, nil
+}
+
+// diskOf returns the disk or CD-ROM in whose volume a file is mounted.
+func diskOf(point string) (disk string, inside bool) {
+	for _, parent := range []string{api.PathDisks, api.PathCDROMs} {
+		rest, below := strings.CutPrefix(point, parent)
+		name, file, nested := strings.Cut(rest, "/")
+		if below && nested && file != "" {
+			return parent + name, true
+		}
+	}
+	return "", false
 }
 
 func isBlock(mode fs.FileMode) bool { return mode&fs.ModeDevice != 0 && mode&fs.ModeCharDevice == 0 }
