@@ -86,6 +86,10 @@ test-conformance: ## csi-sanity and kin against the built components
 test-launcher: images ## the built launcher with real guests on the root file system of its image, without a cluster
 	$(GOTEST) -v -timeout=30m -parallel=4 ./test/launcher
 
+.PHONY: test-hardware
+test-hardware: images ## virtual hardware as the tools of a Debian guest see it: udev, lsblk, lscpu, dmidecode (2 minutes)
+	PODVIRT_REQUIRE=1 PODVIRT_DEBIAN=1 $(GOTEST) -v -timeout=20m -run='^TestDebian$$' ./test/launcher
+
 .PHONY: test-cluster
 test-cluster: images ## real guests on the local cluster, which stays up for the next run
 	$(GOTEST) -v -timeout=20m ./test/cluster/lifecycle
@@ -97,8 +101,29 @@ test-cgroup2: images ## the local cluster inside a Debian 12 guest with systemd 
 	$(GOTEST) -v -timeout=90m ./test/cluster/cgroup2
 
 .PHONY: soak-cni
-soak-cni: ## 5000 ADD and DEL of the CNI plugin, and what they leave in namespace, process and kernel (10 minutes)
-	PODVIRT_CNI_ROUNDS=5000 $(GOTEST) -v -timeout=60m -run='^TestManyAttachmentsLeaveNothing$$' ./cni-bridge/internal/plugin
+soak-cni: ## 5000 ADD and DEL of the CNI plugin, 200 Pods at once 50 times over, and what they leave (half an hour)
+	PODVIRT_CNI_ROUNDS=5000 PODVIRT_CNI_PODS=200 PODVIRT_CNI_RACES=50 $(GOTEST) -v -timeout=90m \
+		-run='^(TestManyAttachmentsLeaveNothing|TestBridgeOnDemandRace)$$' ./cni-bridge/internal/plugin
+
+.PHONY: test-life
+test-life: images ## what make test has no time for: every run policy, kubelet and containerd killed, a minute of pause (10 minutes)
+	PODVIRT_STANDSTILL=60s $(GOTEST) -v -timeout=20m -run='^TestWhileOneStandsStill$$' ./test/launcher
+	@$(LOCAL) install
+	PODVIRT_LIFE=1 $(GOTEST) -v -timeout=30m -run='^(TestRunPolicies|TestNodeProgramsKilled|TestQuota)$$' ./test/cluster/suite
+
+.PHONY: test-overhead
+STRESS ?= 20s
+test-overhead: images ## VMs under stress with exactly the memory that is accounted for them, $STRESS (20s) for each of 12 mixes
+	PODVIRT_STRESS=$(STRESS) $(GOTEST) -v -timeout=24h -run='^TestOverhead$$' ./test/launcher
+
+.PHONY: bench-probes
+bench-probes: images ## what fifty probes a second cost, $STRESS (20s) for each kind
+	PODVIRT_STRESS=$(STRESS) $(GOTEST) -v -timeout=1h -run='^TestProbeCost$$' ./test/launcher
+
+.PHONY: fuzz
+FUZZ ?= 1000000x
+fuzz: ## generated annotation sets through the parser: $FUZZ, a million (5 minutes)
+	$(GO) test -run='^$$' -fuzz='^FuzzParse$$' -fuzztime=$(FUZZ) -fuzzminimizetime=1x ./api
 
 .PHONY: bench-overhead
 bench-overhead: images ## memory and start time of a VM Pod against QEMU by hand and a plain Pod
@@ -109,6 +134,10 @@ bench-overhead: images ## memory and start time of a VM Pod against QEMU by hand
 bench-scheduler: programs ## the scheduler against that of Kubernetes with up to 5,000 nodes, and how well VMs are packed
 	$(GOTEST) -v -timeout=60m -run='^$$' -bench=. -benchtime=1x ./test/bench/scheduler
 	$(GOTEST) -v -run=TestPacking -bench=. ./scheduler/internal/virtualmachine
+
+.PHONY: bench-net
+bench-net: ## ADD and DEL of the CNI plugin against the upstream bridge plugin
+	$(GOTEST) -v -timeout=30m -run='^$$' -bench=. -benchtime=1x ./test/bench/net
 
 .PHONY: demo
 demo: setup images ## a Debian VM as a Pod on a local Kubernetes; prints how to log in

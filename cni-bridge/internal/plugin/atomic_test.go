@@ -64,18 +64,21 @@ func addAndDie(t *testing.T) {
 	must(t, p.Funcs(t.Context()).Add(&call.Args))
 }
 
+// withNet1 is a Pod with a second interface, which is wired.
+func withNet1() world.Options { return world.Options{Extra: []string{"net1"}} }
+
 // steps returns the names of all steps of an ADD.
 func steps(t *testing.T) []string {
 	t.Helper()
 	var names []string
-	a := newAttachment(t, world.Options{}, vmPod(""))
+	a := newAttachment(t, withNet1(), vmPod(""))
 	a.plugin.AfterStep = func(step string) error {
 		names = append(names, step)
 		return nil
 	}
 	must(t, a.add(t))
-	if len(names) < 8 {
-		t.Fatalf("ADD has the steps %v; want at least 8", names)
+	if len(names) < 14 {
+		t.Fatalf("ADD has the steps %v; want at least 14", names)
 	}
 	return names
 }
@@ -83,7 +86,7 @@ func steps(t *testing.T) []string {
 func TestAddIsUndoneBehindEachStep(t *testing.T) {
 	for i, name := range steps(t) {
 		t.Run(name, func(t *testing.T) {
-			a := newAttachment(t, world.Options{}, vmPod("ports=80"))
+			a := newAttachment(t, withNet1(), vmPod("ports=80"))
 			before := world.Snapshot(t, a.Pod)
 			step, failure := 0, errors.New("injected")
 			a.plugin.AfterStep = func(string) error {
@@ -112,7 +115,7 @@ func TestAddIsUndoneBehindEachStep(t *testing.T) {
 func TestKilledBehindEachStep(t *testing.T) {
 	for i, name := range steps(t) {
 		t.Run(name, func(t *testing.T) {
-			a := newAttachment(t, world.Options{}, vmPod(""))
+			a := newAttachment(t, withNet1(), vmPod(""))
 			before := world.Snapshot(t, a.Pod)
 			killed := func() {
 				input, err := json.Marshal(map[string]any{"Args": a.args(t, previousResult(a.Pod.Path())), "After": i + 1})

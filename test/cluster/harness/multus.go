@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -122,8 +123,12 @@ func (c *Cluster) tokenConfig(t testing.TB, account string) []byte {
 func (c *Cluster) Cable(t testing.TB, name string, mtu int) {
 	t.Helper()
 	first, second := c.Nodes[0], c.Nodes[1]
-	c.OnNode(t, first, "ip", "link", "add", name, "mtu", fmt.Sprint(mtu), "type", "veth", "peer", "name", name, "mtu", fmt.Sprint(mtu),
-		"netns", fmt.Sprint(c.NodePID(t, second)))
+	// In the first node's network alone: the second node's process has no number in the first one.
+	cmd := exec.CommandContext(t.Context(), "nsenter", "--net=/proc/"+fmt.Sprint(c.NodePID(t, first))+"/ns/net", "ip", "link", "add", name,
+		"mtu", fmt.Sprint(mtu), "type", "veth", "peer", "name", name, "mtu", fmt.Sprint(mtu), "netns", fmt.Sprint(c.NodePID(t, second)))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("cable %s: %v: %s", name, err, out)
+	}
 	t.Cleanup(func() { c.onNodeAnyhow(t, first, "ip", "link", "del", name) })
 	for _, node := range []string{first, second} {
 		c.OnNode(t, node, "ip", "link", "set", name, "up")

@@ -45,7 +45,9 @@ func TestNetworkRefusals(t *testing.T) {
 	ns.WithoutPolicies(t)
 	wrong.Annotations[api.Prefix+"nic.default"] = "binding=masq,ports=0,queues=300"
 	wrong.Annotations[api.Prefix+"nic.net1"] = "mac=03:00:00:00:00:01,mtu=9"
-	ns.Apply(t, manifest(t, wrong))
+	harness.Eventually(t, harness.Short, "the policies are out of force", func(ctx context.Context) error {
+		return ns.TryApply(ctx, manifest(t, wrong))
+	})
 	privileged.Apply(t, manifest(t, host))
 
 	t.Run("five mistakes in one event", func(t *testing.T) {
