@@ -178,6 +178,17 @@ func (r *round) specify(kind, name string, edit cdi.Edit) {
 
 // left keeps units that are no longer there, or that no class wants, while a container has them: they are unhealthy.
 func (r *round) left() {
+	classed := map[string]bool{}
+	for name := range r.byResource {
+		classed[name] = true
+	}
+	keep := func(resource, id string, unit device.Unit) {
+		unit.Reason = "class removed"
+		if classed[resource] {
+			unit.Reason = "gone"
+		}
+		r.keep(resource, id, unit)
+	}
 	for name, units := range r.offered {
 		for id, unit := range units {
 			if r.has(name, id) {
@@ -186,7 +197,7 @@ func (r *round) left() {
 			if _, held := r.holder(id); !held {
 				continue
 			}
-			r.keep(name, id, unit)
+			keep(name, id, unit)
 		}
 	}
 	if journal := r.Host.Journal(); len(r.offered) > 0 || len(journal.Bound())+len(journal.Mdevs()) == 0 {
@@ -196,7 +207,7 @@ func (r *round) left() {
 	for id, h := range r.holders() {
 		_, bound := r.Host.Journal().Bound()[id]
 		if (bound || r.Host.Journal().Made(id)) && !r.has(h.Resource, id) {
-			r.keep(h.Resource, id, device.Unit{ID: id})
+			keep(h.Resource, id, device.Unit{ID: id})
 		}
 	}
 }
@@ -211,10 +222,6 @@ func (r *round) has(resource, id string) bool {
 }
 
 func (r *round) keep(resource, id string, unit device.Unit) {
-	unit.Reason = "class removed"
-	if _, offered := r.byResource[resource]; offered {
-		unit.Reason = "gone"
-	}
 	of := r.resource(resource, "")
 	of.Units = append(of.Units, unit)
 	for kind, edits := range r.edits {
