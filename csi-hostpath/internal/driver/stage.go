@@ -165,6 +165,7 @@ func (n *unlockedNode) ensureMounted(staging string, v volume.Volume, capability
 	case v.FSType != "":
 		return filesystem.MountImage(v.Data(), at, filesystem.MountOptions{
 			Type: v.FSType, DirectIO: v.DirectIO != "off", ReadOnly: readerOnly(capability), Flags: options.bits, Data: options.data,
+			Discard: v.Preallocation == volume.PreallocateNone,
 		})
 	case v.Content == volume.ContentFiles:
 		return mounts.Bind(v.Data(), at)

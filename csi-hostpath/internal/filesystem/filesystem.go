@@ -159,6 +159,7 @@ type MountOptions struct {
 	Type     string
 	DirectIO bool
 	ReadOnly bool
+	Discard  bool    // what is freed inside is given back to the pool, unless Data says otherwise
 	Flags    uintptr // MS_… of mount(2)
 	Data     string  // further options of the type
 }
@@ -173,7 +174,11 @@ func MountImage(image, target string, opts MountOptions) error {
 	if opts.ReadOnly {
 		flags |= unix.MS_RDONLY
 	}
-	data := strings.Trim(MountData(opts.Type)+","+opts.Data, ",")
+	options := []string{MountData(opts.Type), opts.Data}
+	if opts.Discard && !strings.Contains(opts.Data, "discard") {
+		options = append(options, "discard")
+	}
+	data := strings.Join(slices.DeleteFunc(options, func(o string) bool { return o == "" }), ",")
 	return errors.Join(mounts.Device(device.Path, target, opts.Type, flags, data), held.Close())
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/google/uuid"
@@ -122,7 +123,48 @@ func (s *Store) cloneInto(ctx context.Context, dir string, meta *Meta, r Request
 		return err
 	}
 	clone.Size, clone.Promised = from.Size, from.promise()
-	return s.grow(ctx, clone, "", meta.Size)
+	if err := s.grow(ctx, clone, "", meta.Size); err != nil || meta.Preallocation == PreallocateNone {
+		return err
+	}
+	clone.Meta = *meta
+	return s.reserveAll(ctx, clone)
+}
+
+// reserveAll preallocates a volume that has content already.
+func (s *Store) reserveAll(ctx context.Context, v Volume) error {
+	if v.FSType == "" && v.Content == ContentFiles {
+		return nil
+	}
+	if err := reserve(ctx, v.Data(), v.Preallocation); err != nil || v.FSType == "" || v.Content != ContentDisk {
+		return err
+	}
+	return s.mounted(v, func(at string) error { return reserve(ctx, filepath.Join(at, diskFile), v.Preallocation) })
+}
+
+// reserve fills the holes of a file, as the preallocation says, and keeps its data.
+func reserve(ctx context.Context, name string, how Preallocation) error {
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	info, err := f.Stat()
+	if err == nil && how == PreallocateFalloc {
+		err = preallocate(ctx, f, 0, info.Size(), how)
+	}
+	for at := int64(0); err == nil && how == PreallocateFull && at < info.Size(); {
+		var hole, data int64
+		if hole, err = f.Seek(at, unix.SEEK_HOLE); err != nil || hole >= info.Size() {
+			break
+		}
+		if data, err = f.Seek(hole, unix.SEEK_DATA); errors.Is(err, unix.ENXIO) {
+			data, err = info.Size(), nil
+		}
+		if err == nil {
+			err = preallocate(ctx, f, hole, data, how)
+		}
+		at = data
+	}
+	return errors.Join(err, f.Sync(), f.Close())
 }
 
 // copying is one copy of a volume's content.
