@@ -22,13 +22,13 @@ type plugin struct {
 }
 
 func main() {
-	if err := run(os.Args[1:]); err != nil {
+	if err := run(context.Background(), os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "simple:", err)
 		os.Exit(1)
 	}
 }
 
-func run(args []string) error {
+func run(ctx context.Context, args []string) error {
 	if len(args) != 3 {
 		return fmt.Errorf("want SOCKET RESOURCE COUNT")
 	}
@@ -40,7 +40,7 @@ func run(args []string) error {
 	for i := range count {
 		p.devices = append(p.devices, &pluginapi.Device{ID: fmt.Sprintf("bench%d", i), Health: pluginapi.Healthy})
 	}
-	listener, err := (&net.ListenConfig{}).Listen(context.Background(), "unix", args[0])
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "unix", args[0])
 	if err != nil {
 		return err
 	}
