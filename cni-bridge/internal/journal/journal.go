@@ -107,9 +107,41 @@ func New(dir string) Store { return Store{dir: dir} }
 // Networks is the store of the network modes, beside that of the pod stage: both can have an attachment of one name.
 func Networks(dir string) Store { return Store{dir: filepath.Join(dir, "networks")} }
 
-// LockName takes a lock that is no attachment's, as Lock does: that of a bridge.
+// LockName takes a lock that many attachments share, that of a bridge for instance, and waits in the kernel's queue for
+// it: those who poll would starve each other. Its file stays. It waits at most timeout, then returns [ErrBusy].
 func (s Store) LockName(name string, timeout time.Duration) (unlock func() error, err error) {
-	return s.Lock("name", name, timeout)
+	dir := filepath.Join(s.dir, "shared")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("making the directory of locks: %w", err)
+	}
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("locking %s: %w", name, err)
+	}
+	fd := int(f.Fd())
+	got := make(chan error, 1)
+	go func() {
+		err := unix.Flock(fd, unix.LOCK_EX)
+		for errors.Is(err, unix.EINTR) {
+			err = unix.Flock(fd, unix.LOCK_EX)
+		}
+		got <- err
+	}()
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	select {
+	case err := <-got:
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("locking %s: %w", name, err), f.Close())
+		}
+		return f.Close, nil
+	case <-timer.C:
+		go func() { // the queue is left as soon as it can be
+			_ = <-got
+			_ = f.Close()
+		}()
+		return nil, ErrBusy
+	}
 }
 
 func (s Store) attachments() string { return filepath.Join(s.dir, "attachments") }

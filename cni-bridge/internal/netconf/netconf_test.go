@@ -110,6 +110,8 @@ func TestModeByItsKeys(t *testing.T) {
 // FuzzParse: no input panics, hangs or gives a configuration that would hurt.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"name":"pods","mode":"pod","v4CIDR":"10.0.2.0/24","owner":{"uid":5},"reservedPorts":["1-2/tcp"],"macPrefix":"02"}`))
+	f.Add([]byte(`{"bridge":"br1","uplink":"eth1","vlan":100,"vlanTrunk":[{"id":1},{"minID":2,"maxID":3}],"vlanProto":"802.1ad","ipam":{"type":"x"}}`))
+	f.Add([]byte(`{"master":"eth1","submode":"vepa","runtimeConfig":{"mac":"02:00:00:00:00:01","ips":["10.0.0.1/8"]}}`))
 	f.Add([]byte(`{"prevResult":null,"runtimeConfig":{"io.kubernetes.cri.pod-annotations":{"a":"b"}}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := Parse(data)

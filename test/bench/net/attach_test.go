@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -35,9 +36,7 @@ type kind struct {
 func kinds(stateDir string) []kind {
 	ours := func(more map[string]any) map[string]any {
 		conf := map[string]any{"type": "cni-bridge", "stateDir": stateDir}
-		for key, value := range more {
-			conf[key] = value
-		}
+		maps.Copy(conf, more)
 		return conf
 	}
 	stage := ours(map[string]any{"mode": "pod", "capabilities": map[string]bool{"io.kubernetes.cri.pod-annotations": true}})
@@ -87,12 +86,8 @@ func BenchmarkAttach(b *testing.B) {
 // stateDir is in memory, as /run is.
 func stateDir(b *testing.B) string {
 	b.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "podvirt-bench-")
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return dir
+	b.Setenv("TMPDIR", "/dev/shm")
+	return b.TempDir()
 }
 
 type times struct{ add, del []time.Duration }

@@ -96,7 +96,8 @@ func TestUninstalledNetwork(t *testing.T) {
 	ns := setUp(t, "guest-tiny")
 	node := ns.Nodes[0]
 	old, late := completed(t, ns, newVM("old", "guest-tiny")), completed(t, ns, newVM("late", "guest-tiny"))
-	old.Spec.NodeName = node // past every scheduler
+	anew := old.DeepCopy()
+	old.Spec.NodeName = node // past every scheduler, and without a device that no node has
 	old.Spec.RestartPolicy = corev1.RestartPolicyNever
 	delete(old.Spec.Containers[0].Resources.Limits, api.ResourceTun)
 	delete(old.Spec.Containers[0].Resources.Requests, api.ResourceTun)
@@ -137,7 +138,7 @@ func TestUninstalledNetwork(t *testing.T) {
 	t.Run("a VM waits for it", func(t *testing.T) { checkWaits(t, ns, late) })
 	t.Run("the same Pod anew", func(t *testing.T) {
 		deletePod(t, ns, "old")
-		ns.Apply(t, manifest(t, old))
+		ns.Apply(t, manifest(t, anew))
 		ns.WaitPod(t, "old", harness.Medium, harness.Running)
 		ns.WaitLog(t, "old", api.ContainerName, "podvirt-tiny: eth0 has 10.0.2.2/24", harness.Medium)
 	})
