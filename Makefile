@@ -125,6 +125,14 @@ FUZZ ?= 1000000x
 fuzz: ## generated annotation sets through the parser: $FUZZ, a million (5 minutes)
 	$(GO) test -run='^$$' -fuzz='^FuzzParse$$' -fuzztime=$(FUZZ) -fuzzminimizetime=1x ./api
 
+.PHONY: test-crash
+test-crash: ## csi-hostpath killed after every system call of a volume's life that changes something (10 minutes)
+	PODVIRT_TEST_ALL_KILLS=1 $(GOTEST) -v -timeout=60m -run='^TestKilledAfterSystemCalls$$' ./csi-hostpath/internal/program
+
+.PHONY: bench-storage
+bench-storage: ## make, clone, snapshot, grow and delete volumes of 10 GiB, and what others feel of a deletion
+	$(GOTEST) -v -timeout=30m -run='^$$' -bench=. -benchtime=10x ./csi-hostpath/internal/driver
+
 .PHONY: bench-overhead
 bench-overhead: images ## memory and start time of a VM Pod against QEMU by hand and a plain Pod
 	@$(LOCAL) install
