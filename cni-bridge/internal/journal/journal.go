@@ -137,8 +137,9 @@ func (s Store) LockName(name string, timeout time.Duration) (unlock func() error
 		return f.Close, nil
 	case <-timer.C:
 		go func() { // the queue is left as soon as it can be
-			_ = <-got
-			_ = f.Close()
+			if err := <-got; err == nil {
+				_ = f.Close()
+			}
 		}()
 		return nil, ErrBusy
 	}

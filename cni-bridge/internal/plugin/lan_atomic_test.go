@@ -130,4 +130,3 @@ func TestBridgeOnDemandRace(t *testing.T) {
 	}
 	n.leavesNothing(t, all[0], before, world.Snapshot(t, all[0].Pod))
 }
-
