@@ -1,6 +1,7 @@
 package api
 
 import (
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -14,6 +15,7 @@ func (p *parser) vm() VM {
 		Identity: Identity(p.word("identity")),
 		UUID:     strings.ToLower(p.word("uuid")),
 		Hostname: p.word("hostname"),
+		SMBIOS:   p.smbios(),
 		CPU:      p.cpu(),
 		Memory: Memory{
 			Guest:     toMiB(toBytes(p.word("memory"))),
@@ -55,6 +57,16 @@ func (p *parser) vm() VM {
 	}
 	p.devices(&vm)
 	return vm
+}
+
+func (p *parser) smbios() SMBIOS {
+	v := p.values["smbios"]
+	if v == nil {
+		return SMBIOS{}
+	}
+	fields := maps.Clone(v.options)
+	delete(fields, "oem")
+	return SMBIOS{Fields: fields, OEM: v.parts["oem"]}
 }
 
 func (p *parser) cpu() CPU {

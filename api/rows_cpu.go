@@ -48,7 +48,7 @@ func identityRows() []Annotation {
 }
 
 func smbiosOptions() []Option {
-	value := text(64).outside("value longer than 64 characters").later("")
+	value := text(64).outside("value longer than 64 characters")
 	names := []string{
 		"manufacturer", "product", "version", "serial", "sku", "family",
 		"board-manufacturer", "board-product", "board-version", "board-serial", "board-asset", "board-location",

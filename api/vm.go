@@ -15,6 +15,7 @@ type VM struct {
 	Identity Identity // podvirt.dev/identity
 	UUID     string   // podvirt.dev/uuid, lower case
 	Hostname string   // podvirt.dev/hostname
+	SMBIOS   SMBIOS   // podvirt.dev/smbios
 
 	CPU       CPU
 	Memory    Memory
@@ -150,6 +151,12 @@ type Firmware struct {
 	EnrolledKeys *bool
 	Serial       bool          // firmware output on the serial console
 	Menu         time.Duration // boot menu for that long; 0: none
+}
+
+// SMBIOS is what the firmware's tables say beside the UUID, by the option's name: manufacturer, board-serial, ….
+type SMBIOS struct {
+	Fields map[string]string
+	OEM    []string // strings of type 11
 }
 
 // Kernel is podvirt.dev/kernel with podvirt.dev/kernel-args: QEMU loads the guest's kernel itself. Files are relative to

@@ -30,8 +30,11 @@ func (p *pod) kept(name string) string {
 }
 
 // identity is what a guest can know its machine by.
-const identity = "ls /sys/bus/pci/devices; md5sum /sys/firmware/dmi/tables/DMI; " +
-	"cat /sys/class/dmi/id/product_uuid /sys/class/dmi/id/product_serial /sys/class/dmi/id/sys_vendor"
+const identity = "ls /sys/bus/pci/devices; md5sum /sys/firmware/dmi/tables/DMI; cd /sys/class/dmi/id; " +
+	"cat product_uuid product_serial sys_vendor board_serial chassis_asset_tag; strings /sys/firmware/dmi/entries/11-0/raw"
+
+// described are the tables of the VM: its own words over the defaults.
+const described = `manufacturer="ACME, Inc.",board-serial=B1,chassis-asset=C1,oem=first+"two+three"`
 
 // places are the PCI addresses of the devices in a domain's XML by their aliases.
 func places(xml string) map[string]string {
@@ -46,7 +49,7 @@ func places(xml string) map[string]string {
 // and went between, and also where QEMU's newest machine type has changed (VM-050, VM-064, VM-069).
 func TestSameMachine(t *testing.T) {
 	t.Parallel()
-	first := newHardwarePod(t, map[string]string{"disk.data": "bus=virtio"})
+	first := newHardwarePod(t, map[string]string{"disk.data": "bus=virtio", "smbios": described})
 	first.volume("/vm/state")
 	// The VM was made by an image whose newest machine type was an older one.
 	const older = "pc-q35-9.2"
@@ -63,14 +66,15 @@ func TestSameMachine(t *testing.T) {
 		t.Fatalf("few devices have a PCI address:\n%s", v.ctl("xml"))
 	}
 	before, uuid := v.shell().ask(identity), first.kept("uuid")
-	if v.state()["uuid"] != uuid || !strings.Contains(before, uuid) || !strings.Contains(before, "podvirt") {
-		t.Errorf("the guest says %q; want UUID %s", before, uuid)
+	want := strings.Join([]string{uuid, uuid, "ACME, Inc.", "B1", "C1", "first", "two+three"}, "\n")
+	if v.state()["uuid"] != uuid || !strings.HasSuffix(before, want) {
+		t.Errorf("the guest says %q; want %q at its end, and ctl status the same UUID", before, want)
 	}
 	was := places(v.ctl("xml"))
 	v.cleanup()
 
 	for i := range 10 {
-		p := first.again(map[string]string{"start": "paused"})
+		p := first.again(map[string]string{"start": "paused", "smbios": described})
 		p.claim("data", 1<<20)
 		for n := range i % 4 {
 			p.claim(fmt.Sprintf("extra%d", i+n), 1<<20)
@@ -90,7 +94,7 @@ func TestSameMachine(t *testing.T) {
 		v.cleanup()
 	}
 
-	last := first.again(map[string]string{"disk.data": "bus=virtio"})
+	last := first.again(map[string]string{"disk.data": "bus=virtio", "smbios": described})
 	last.claim("data", 1<<20)
 	v = last.start()
 	v.booted(1)

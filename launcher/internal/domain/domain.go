@@ -159,21 +159,6 @@ func (b *builder) ioThreads() uint {
 	return 0
 }
 
-func (b *builder) sysInfo() []libvirtxml.DomainSysInfo {
-	id := b.host.UUID.String()
-	entry := func(name, value string) libvirtxml.DomainSysInfoEntry {
-		return libvirtxml.DomainSysInfoEntry{Name: name, Value: value}
-	}
-	return []libvirtxml.DomainSysInfo{{SMBIOS: &libvirtxml.DomainSysInfoSMBIOS{
-		System: &libvirtxml.DomainSysInfoSystem{Entry: []libvirtxml.DomainSysInfoEntry{
-			entry("manufacturer", "podvirt"), entry("product", "VM"), entry("serial", id), entry("uuid", id),
-		}},
-		Chassis: &libvirtxml.DomainSysInfoChassis{Entry: []libvirtxml.DomainSysInfoEntry{
-			entry("manufacturer", "podvirt"), entry("serial", id),
-		}},
-	}}}
-}
-
 func (b *builder) os(arch string) *libvirtxml.DomainOS {
 	machine := b.host.Machine
 	if machine == "" {
