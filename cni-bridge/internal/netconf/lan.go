@@ -75,6 +75,9 @@ func (d *decoder) lan(mode Mode, l *LAN) {
 	} {
 		d.value(key, out)
 	}
+	if raw, ok := d.keys["mirrorTo"]; ok {
+		d.fail(fault.Config, "mirrorTo=%s: not supported by this version", raw)
+	}
 	d.value("stp", &l.STP)
 	d.value("multicastSnooping", &l.Snooping)
 	l.SubMode = "bridge"

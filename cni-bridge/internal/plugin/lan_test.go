@@ -366,6 +366,7 @@ func TestNetworkRefusals(t *testing.T) {
 		"nothing to do": {map[string]any{"vlan": 5}, 7, "mode: nothing says what to do; set bridge, uplink, master or mode"},
 		"address, no ipam": {map[string]any{"bridge": "br0", "runtimeConfig": map[string]any{"ips": []string{"10.0.0.1/24"}}}, 7,
 			"ips 10.0.0.1/24: the network has no ipam"},
+		"mirror":       {map[string]any{"bridge": "br0", "mirrorTo": "eth9"}, 7, `mirrorTo="eth9": not supported by this version`},
 		"no such ipam": {map[string]any{"bridge": "br0", "ipam": map[string]any{"type": "none-such"}}, 7, "ipam: failed to find plugin"},
 	} {
 		t.Run(name, func(t *testing.T) {
