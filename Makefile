@@ -68,7 +68,7 @@ test-unit: programs ## tests that need no guest and no cluster, and the arch tes
 	$(GOTEST) $(PACKAGES)
 
 .PHONY: test-kernel
-test-kernel: ## tests inside QEMU with a full Debian kernel, and boots of the test guests
+test-kernel: programs ## tests inside QEMU with a full Debian kernel, and boots of the test guests
 	@mkdir -p bin
 	@$(IMAGES) rootfs kernel launcher >/dev/null
 	@$(IMAGES) disk guest-tiny guest-debian >/dev/null
@@ -109,7 +109,7 @@ soak-cni: ## 5000 ADD and DEL of the CNI plugin, 200 Pods at once 50 times over,
 test-life: images ## what make test has no time for: every run policy, kubelet and containerd killed, a minute of pause (10 minutes)
 	PODVIRT_STANDSTILL=60s $(GOTEST) -v -timeout=20m -run='^TestWhileOneStandsStill$$' ./test/launcher
 	@$(LOCAL) install
-	PODVIRT_LIFE=1 $(GOTEST) -v -timeout=30m -run='^(TestRunPolicies|TestNodeProgramsKilled|TestQuota)$$' ./test/cluster/suite
+	PODVIRT_LIFE=1 $(GOTEST) -v -timeout=30m -run='^(TestRunPolicies|TestNodeProgramsKilled|TestQuota|TestWithoutPolicies)$$' ./test/cluster/suite
 
 .PHONY: test-overhead
 STRESS ?= 20s
@@ -124,6 +124,18 @@ bench-probes: images ## what fifty probes a second cost, $STRESS (20s) for each 
 FUZZ ?= 1000000x
 fuzz: ## generated annotation sets through the parser: $FUZZ, a million (5 minutes)
 	$(GO) test -run='^$$' -fuzz='^FuzzParse$$' -fuzztime=$(FUZZ) -fuzzminimizetime=1x ./api
+
+.PHONY: test-devices
+test-devices: programs ## what VMs make of devices: guests in a guest under KVM, mediated devices of the kernel's samples (15 minutes)
+	@mkdir -p bin
+	@$(IMAGES) rootfs kernel launcher mtty >/dev/null
+	@$(IMAGES) build launcher >/dev/null
+	$(GO) build -o bin/ ./test/kernel/runvm
+	CGO_ENABLED=0 PODVIRT_NESTED=1 $(GOTEST) -v -timeout=40m -exec $(CURDIR)/bin/runvm ./test/kernel/devices
+
+.PHONY: bench-devices
+bench-devices: programs ## the device plugin beside the simplest one: time to allocatable, Allocate, memory at 1, 100 and 1000 devices
+	$(GO) test -run='^$$' -bench=. -benchtime=1x ./test/bench/devices
 
 .PHONY: test-crash
 test-crash: ## csi-hostpath killed after every system call of a volume's life that changes something (10 minutes)
