@@ -61,8 +61,12 @@ stringData:
 
 // guestSSH runs a command in a guest from the client Pod.
 func guestSSH(ctx context.Context, ns *harness.Namespace, host, command string) (string, error) {
+	return guestSSHAs(ctx, ns, "ops", host, command)
+}
+
+func guestSSHAs(ctx context.Context, ns *harness.Namespace, user, host, command string) (string, error) {
 	result, err := ns.TryExec(ctx, "client", "main", nil, "ssh", "-i", "/tmp/key", "-o", "StrictHostKeyChecking=no",
-		"-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=10", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", "ops@"+host, command)
+		"-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=10", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", user+"@"+host, command)
 	if err == nil && result.Code != 0 {
 		err = fmt.Errorf("ssh ended with %d: %s", result.Code, result.Stderr)
 	}
@@ -90,8 +94,8 @@ func TestDebianGuest(t *testing.T) {
 	putKey(t, ns, private)
 	ns.Apply(t, seedSecret("debian-seed", public))
 	ns.Apply(t, service("debian", 22, 8080))
-	ns.Apply(t, newDebian("debian").annotate(map[string]string{"hostname": "named-by-podvirt"}).httpReady(8080).manifest(t))
-	ns.WaitPod(t, "debian", harness.Long, harness.Ready)
+	ns.Apply(t, newDebian("debian").grace(180).annotate(map[string]string{"hostname": "named-by-podvirt"}).httpReady(8080).manifest(t))
+	pod := ns.WaitPod(t, "debian", harness.Long, harness.Ready)
 	svc, err := ns.Client.CoreV1().Services(ns.Name).Get(t.Context(), "debian", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
@@ -136,6 +140,19 @@ func TestDebianGuest(t *testing.T) {
 		}
 		ns.Exec(t, "debian", api.ContainerName, "launcher", "probe", "agent")
 	})
+	guest := func(command string) string {
+		var out string
+		harness.Eventually(t, harness.Medium, command, func(ctx context.Context) error {
+			out, err = guestSSH(ctx, ns, pod.Status.PodIP, command) // also while no Service has it
+			return err
+		})
+		return out
+	}
+	t.Run("agent tells what the guest says", func(t *testing.T) { checkAgentData(t, ns, "debian", guest) })
+	t.Run("probes", func(t *testing.T) { checkProbes(t, ns, "debian", guest) })
+	t.Run("clock after a pause", func(t *testing.T) { checkPause(t, ns, "debian", guest) })
+	t.Run("readiness", func(t *testing.T) { checkReadiness(t, ns, "debian", guest) })
+	t.Run("shutdown by the agent", func(t *testing.T) { checkSeenOff(t, ns, "debian") })
 }
 
 // rootFromImage fills a claim with the disk of an image: what an import does in one step later.
@@ -164,15 +181,17 @@ spec:
 }
 
 // TestDeploymentStopStart scales a VM 1, 0, 1: the guest shuts down cleanly inside its grace period, and its next boot
-// finds nothing to repair.
+// finds nothing to repair, runs nothing of cloud-init again and has what was edited meanwhile. All that it is told is a
+// key (VM-155).
 func TestDeploymentStopStart(t *testing.T) {
 	ns := setUp(t, "guest-debian")
 	private, public := sshKey(t)
 	putKey(t, ns, private)
-	ns.Apply(t, seedSecret("db-seed", public))
+	ns.Apply(t, keysSecret("db-keys", public))
 	ns.Apply(t, pvc("db-root", corev1.PersistentVolumeFilesystem, "4Gi"))
 	rootFromImage(t, ns, "db-root", "guest-debian")
-	guest := newDebian("db").claim("root", corev1.PersistentVolumeFilesystem).agentReady()
+	guest := newVM("db", "guest-debian").annotate(map[string]string{"memory": "512Mi"}).keys("ops", "db-keys").
+		claim("root", corev1.PersistentVolumeFilesystem).agentReady()
 	ns.Apply(t, service("db", 22))
 	svc, err := ns.Client.CoreV1().Services(ns.Name).Get(t.Context(), "db", metav1.GetOptions{})
 	if err != nil {
@@ -185,19 +204,31 @@ func TestDeploymentStopStart(t *testing.T) {
 		var out string
 		harness.Eventually(t, harness.Long, command, func(ctx context.Context) error {
 			var err error
-			out, err = guestSSH(ctx, ns, svc.Spec.ClusterIP, command)
+			out, err = guestSSHAs(ctx, ns, "debian", svc.Spec.ClusterIP, command)
 			return err
 		})
 		return out
 	}
+	if _, err := guestSSH(t.Context(), ns, svc.Spec.ClusterIP, "true"); err != nil {
+		t.Errorf("the user of the Secret's mount point cannot log in: %v", err)
+	}
+	const onceOnly = "cat /etc/ssh/ssh_host_*.pub; ls /var/lib/cloud/instances"
+	identity := inGuest(onceOnly)
+	checkAgentReadiness(t, ns, onlyPod(t, ns, api.LabelVM+"=db"))
 	inGuest("sudo sh -c 'mkdir -p /var/log/journal && journalctl --flush; echo kept > /root/note; sync'")
 	first := inGuest("cat /proc/sys/kernel/random/boot_id")
 
 	ns.Apply(t, guest.deployment(t, 0))
 	waitDeployment(t, ns, "db", 0)
-	ns.Apply(t, guest.deployment(t, 1))
+	ns.Apply(t, guest.annotate(map[string]string{"memory": "480Mi"}).deployment(t, 1))
 	waitDeployment(t, ns, "db", 1)
 
+	if again := inGuest(onceOnly); again != identity {
+		t.Errorf("host keys and instances of cloud-init were\n%s\nand are\n%s", identity, again)
+	}
+	if status := ctl(t, ns, onlyPod(t, ns, api.LabelVM+"=db").Name, "status", "-o", "json"); !strings.Contains(status, `"memoryMiB": 480`) {
+		t.Errorf("the next start lacks what was edited:\n%s", status)
+	}
 	if second := inGuest("cat /proc/sys/kernel/random/boot_id"); second == first {
 		t.Error("the guest was not booted again")
 	}

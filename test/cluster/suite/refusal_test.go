@@ -17,6 +17,8 @@ var wrong = map[string]struct{ value, says, nearest string }{
 	"firmware":    {"efi", `podvirt.dev/firmware: "efi": not one of bios, uefi, none`, "; nearest: uefi"},
 	"cpu-toplogy": {"cores=2", `podvirt.dev/cpu-toplogy: unknown annotation`, "; nearest: podvirt.dev/cpu-topology"},
 	"cpu-model":   {"Haswel", `podvirt.dev/cpu-model: "Haswel": no such model`, "; nearest: Haswell"},
+	"on-poweroff": {"hodl", `podvirt.dev/on-poweroff: "hodl": not one of exit, restart, hold`, "; nearest: hold"},
+	"video":       {"vag", `podvirt.dev/video: "vag": not one of `, "; nearest: vga"},
 }
 
 // TestWrongManifests shows that mistakes are refused where the user types them, all at once, on Pods and on templates
@@ -81,10 +83,18 @@ func TestWithoutPolicies(t *testing.T) {
 		t.Errorf("code %d, %q; want 10 and BadConfig", end.ExitCode, end.Message)
 	}
 	for _, mistake := range wrong {
-		if want := mistake.says + mistake.nearest; !strings.Contains(end.Message, want) {
+		if !strings.Contains(end.Message, mistake.says) || !strings.Contains(end.Message, mistake.nearest) {
+			want := mistake.says + mistake.nearest
 			t.Errorf("message lacks %q:\n%s", want, end.Message)
 		}
 	}
+	if lines := strings.Count(end.Message, "\n") + 1; lines != len(wrong) {
+		t.Errorf("%d lines for %d mistakes:\n%s", lines, len(wrong), end.Message)
+	}
+	t.Run("owners", func(t *testing.T) {
+		long(t)
+		checkBadConfigOwners(t, ns, bad)
+	})
 }
 
 // TestPlacement shows that a VM lands on the one node that offers its CPU, and stays Pending with the reason where none

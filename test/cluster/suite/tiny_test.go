@@ -228,6 +228,10 @@ func TestQEMUKilled(t *testing.T) {
 		}
 		return harness.Ready(pod)
 	})
+	if previous := previousLog(t, ns, "crash"); !strings.Contains(previous, "podvirt-tiny: ready after") ||
+		!strings.Contains(previous, `"reason":"HypervisorCrash"`) {
+		t.Errorf("the log of the container before lacks the guest's boot or our last line:\n%s", previous)
+	}
 }
 
 // TestLauncherKilled shows that the launcher is not in the guest's way: killed, it comes back and has the running guest
@@ -263,36 +267,5 @@ func TestLauncherKilled(t *testing.T) {
 	pod = ns.WaitPod(t, "keep", harness.Medium, ended)
 	if end := terminated(pod); end.ExitCode != 0 || !strings.HasPrefix(end.Message, "Stopped: ") {
 		t.Errorf("end of the container: code %d, %q; want 0 and Stopped", end.ExitCode, end.Message)
-	}
-}
-
-// TestStatefulSet shows that the members of a pool differ in everything that names a machine (VM-128).
-func TestStatefulSet(t *testing.T) {
-	ns := setUp(t, "guest-tiny")
-	member := newVM("pool", "guest-tiny").annotate(map[string]string{"identity": "pod"})
-	ns.Apply(t, manifest(t, map[string]any{
-		"apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": map[string]any{"name": "pool"},
-		"spec": map[string]any{
-			"replicas": 2, "serviceName": "pool", "podManagementPolicy": "Parallel",
-			"selector": map[string]any{"matchLabels": map[string]any{api.LabelVM: "pool"}},
-			"template": corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: member.Labels, Annotations: member.Annotations}, Spec: member.Spec},
-		},
-	}))
-	identity := regexp.MustCompile(`<uuid>([^<]+)</uuid>`)
-	address := regexp.MustCompile(`<mac address='([^']+)'`)
-	seen := map[string]string{}
-	for _, name := range []string{"pool-0", "pool-1"} {
-		ns.WaitLog(t, name, api.ContainerName, "podvirt-tiny: ready after", harness.Medium)
-		xml := ctl(t, ns, name, "xml")
-		for what, expression := range map[string]*regexp.Regexp{"UUID": identity, "MAC": address} {
-			found := expression.FindStringSubmatch(xml)
-			if found == nil {
-				t.Fatalf("%s has no %s", name, what)
-			}
-			if other := seen[what+found[1]]; other != "" {
-				t.Errorf("%s and %s have the same %s %s", name, other, what, found[1])
-			}
-			seen[what+found[1]] = name
-		}
 	}
 }

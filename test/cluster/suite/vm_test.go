@@ -87,10 +87,15 @@ func (v *vm) seed(secret string) *vm {
 	return v.mount("seed", "/vm/cloud-init", corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: secret}})
 }
 
+// keys gives a user of the guest the public keys of a Secret.
+func (v *vm) keys(user, secret string) *vm {
+	return v.mount("keys", "/vm/ssh-keys/"+user, corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: secret}})
+}
+
 func (v *vm) httpReady(port int32) *vm {
 	v.container().ReadinessProbe = &corev1.Probe{
 		ProbeHandler:  corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/", Port: intstr.FromInt32(port)}},
-		PeriodSeconds: 1, FailureThreshold: 300, TimeoutSeconds: 3,
+		PeriodSeconds: 1, FailureThreshold: 3, TimeoutSeconds: 3,
 	}
 	return v
 }
@@ -98,13 +103,19 @@ func (v *vm) httpReady(port int32) *vm {
 func (v *vm) agentReady() *vm {
 	v.container().ReadinessProbe = &corev1.Probe{
 		ProbeHandler:  corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"launcher", "probe", "agent"}}},
-		PeriodSeconds: 5, FailureThreshold: 60, TimeoutSeconds: 5,
+		PeriodSeconds: 5, FailureThreshold: 3, TimeoutSeconds: 5,
 	}
 	return v
 }
 
 func (v *vm) restart(policy corev1.RestartPolicy) *vm {
 	v.Spec.RestartPolicy = policy
+	return v
+}
+
+// grace is the patience of a stop; the launcher's is ten seconds less.
+func (v *vm) grace(seconds int64) *vm {
+	v.Spec.TerminationGracePeriodSeconds = &seconds
 	return v
 }
 
