@@ -209,9 +209,10 @@ func TestDeploymentStopStart(t *testing.T) {
 		})
 		return out
 	}
-	if _, err := guestSSH(t.Context(), ns, svc.Spec.ClusterIP, "true"); err != nil {
-		t.Errorf("the user of the Secret's mount point cannot log in: %v", err)
-	}
+	harness.Eventually(t, harness.Medium, "login of the user that the Secret is mounted for", func(ctx context.Context) error {
+		_, err := guestSSH(ctx, ns, svc.Spec.ClusterIP, "true")
+		return err
+	})
 	const onceOnly = "cat /etc/ssh/ssh_host_*.pub; ls /var/lib/cloud/instances"
 	identity := inGuest(onceOnly)
 	checkAgentReadiness(t, ns, onlyPod(t, ns, api.LabelVM+"=db"))
