@@ -155,6 +155,11 @@ bench-scheduler: programs ## the scheduler against that of Kubernetes with up to
 	$(GOTEST) -v -timeout=60m -run='^$$' -bench=. -benchtime=1x ./test/bench/scheduler
 	$(GOTEST) -v -run=TestPacking -bench=. ./scheduler/internal/virtualmachine
 
+.PHONY: test-network
+test-network: images ## what make test has no time for: the CNI plugin taken off the nodes and put back, refusals of the node, 1 GiB by port-forward
+	@$(LOCAL) install
+	PODVIRT_NETWORK=1 $(GOTEST) -v -timeout=30m -run='^(TestNetwork|TestNetworkRefusals|TestUninstalledNetwork)$$' ./test/cluster/suite
+
 .PHONY: bench-net
 bench-net: ## ADD and DEL of the CNI plugin against the upstream bridge plugin
 	$(GOTEST) -v -timeout=30m -run='^$$' -bench=. -benchtime=1x ./test/bench/net

@@ -120,7 +120,11 @@ func nested(data []byte, path ...uint16) ([]byte, error) {
 
 // PortVLANs lets a range of VLANs through a bridge port, tagged outside. AddPortVLAN is for an access port.
 func (h *Handle) PortVLANs(port int, first, last uint16) error {
-	err := do(func() error { return h.raw.BridgeVlanAddRange(byIndex(port), first, last, false, false, false, true) })
+	add := func() error { return h.raw.BridgeVlanAddRange(byIndex(port), first, last, false, false, false, true) }
+	if first == last { // the kernel refuses a range of one
+		add = func() error { return h.raw.BridgeVlanAdd(byIndex(port), first, false, false, false, true) }
+	}
+	err := do(add)
 	if err != nil {
 		return fmt.Errorf("letting VLANs %d to %d through bridge port %d: %w", first, last, port, orNotFound(err))
 	}

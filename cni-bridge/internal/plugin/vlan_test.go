@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -75,6 +76,8 @@ func (g guestNIC) receive(t *testing.T, number uint32, size int, wait time.Durat
 		}
 	}
 }
+
+func vmName(nic string) string { return "vm-" + strings.ReplaceAll(nic, " ", "-") }
 
 // twoNodes are connected by their uplinks up0.
 func twoNodes(t *testing.T, mtu int) [2]*node {
@@ -148,7 +151,7 @@ func TestPortsOfTwoNodes(t *testing.T) {
 		isolated bool
 	}{"first": {0, true}, "second": {0, true}, "open": {0, false}, "far": {1, true}} {
 		conf := map[string]any{"uplink": "up0", "portIsolation": at.isolated}
-		nics[name] = nodes[at.node].attach(t, name, conf, vmWith(name, nil)).nic(t)
+		nics[name] = nodes[at.node].attach(t, name, conf, vmWith(vmName(name), nil)).nic(t)
 	}
 	deliver(t, nics, map[string]passes{
 		"isolated to isolated":         {from: "first", to: "second"},
@@ -179,7 +182,7 @@ func TestVLANs(t *testing.T) {
 		"4094": {0, map[string]any{"uplink": "up0", "vlan": 4094}}, "far 4094": {1, map[string]any{"uplink": "up0", "vlan": 4094}},
 		"both": {0, map[string]any{"uplink": "up0", "vlan": 100, "preserveDefaultVlan": true}},
 	} {
-		nics[name] = nodes[at.node].attach(t, name, at.conf, vmWith(name, nil)).nic(t)
+		nics[name] = nodes[at.node].attach(t, name, at.conf, vmWith(vmName(name), nil)).nic(t)
 	}
 	deliver(t, nics, map[string]passes{
 		"the same VLAN on the other node":       {from: "100", to: "far 100", arrives: true},
@@ -208,7 +211,7 @@ func TestServiceVLANs(t *testing.T) {
 	nics := map[string]guestNIC{}
 	for name, at := range map[string]struct{ node, vlan int }{"100": {0, 100}, "far 100": {1, 100}, "far 200": {1, 200}} {
 		conf := map[string]any{"uplink": "up0", "vlan": at.vlan, "vlanProto": "802.1ad"}
-		nics[name] = nodes[at.node].attach(t, name, conf, vmWith(name, nil)).nic(t)
+		nics[name] = nodes[at.node].attach(t, name, conf, vmWith(vmName(name), nil)).nic(t)
 	}
 	deliver(t, nics, map[string]passes{
 		"untagged":                  {from: "100", to: "far 100", arrives: true},
