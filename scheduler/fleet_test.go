@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"os"
 	"os/exec"
 	"regexp"
 	"strings"
@@ -245,7 +246,8 @@ func TestFleet(t *testing.T) {
 		run  func(*fleet)
 	}{
 		{"models", (*fleet).models}, {"mistakes preempt nobody", (*fleet).mistakes}, {"large pages are kept", (*fleet).largePages},
-		{"beside the default scheduler", (*fleet).beside}, {"cells", testCells}, {"five thousand", (*fleet).thousands},
+		{"beside the default scheduler", (*fleet).beside},
+		{"a kubelet refuses", (*fleet).refusal}, {"cells", testCells}, {"five thousand", (*fleet).thousands},
 	} {
 		t.Run(step.name, func(t *testing.T) { step.run(f.sub(t)) })
 	}
@@ -354,6 +356,44 @@ func (f *fleet) largePages() {
 	if kept := place(2); kept != 2 {
 		f.Errorf("%d of 2 VMs are on Nodes with large pages, when all others are full", kept)
 	}
+}
+
+// refusal: who replaces a VM that a kubelet has refused goes elsewhere, and waits with the reason when there is no
+// elsewhere (SC-054).
+func (f *fleet) refusal() {
+	f.add(machine{"picky1", cpuFacts("Cooperlake", "aes"), nil}, machine{"picky2", cpuFacts("Cooperlake", "aes"), nil})
+	seen := map[string]bool{}
+	for i := range 2 {
+		name := fmt.Sprintf("replica-%d", i)
+		f.create(vm{name: name, annotations: map[string]string{api.KeyCPUModel: "Cooperlake"}})
+		pod := awaitDecision(f.T, f.client, name)
+		seen[pod.Spec.NodeName] = true
+		pod.Status.Phase, pod.Status.Reason = corev1.PodFailed, "UnexpectedAdmissionError"
+		if _, err := f.client.CoreV1().Pods("shop").UpdateStatus(f.Context(), pod, metav1.UpdateOptions{}); err != nil {
+			f.Fatal(err)
+		}
+		await(f.T, "the refusal is known", func() bool { return f.refusalsKnown() == i+1 })
+	}
+	if !seen["picky1"] || !seen["picky2"] {
+		f.Errorf("the VMs were on %v; want each on another Node", seen)
+	}
+	f.create(vm{name: "replica-2", annotations: map[string]string{api.KeyCPUModel: "Cooperlake"}})
+	if got := f.placed("replica-2"); !strings.Contains(got, "2 kubelet refused this shape recently") {
+		f.Errorf("third: %q; want it to wait", got)
+	}
+	f.create(vm{name: "smaller", cpus: "2", annotations: map[string]string{api.KeyCPUModel: "Cooperlake"}})
+	if got := f.placed("smaller"); !strings.HasPrefix(got, "picky") {
+		f.Errorf("another shape: %q; want it placed", got)
+	}
+}
+
+// refusalsKnown counts them in the log of the scheduler.
+func (f *fleet) refusalsKnown() int {
+	text, err := os.ReadFile(f.scheduler.log.Name())
+	if err != nil {
+		f.Fatal(err)
+	}
+	return strings.Count(string(text), "The kubelet refused a VM")
 }
 
 // beside: the scheduler of Kubernetes runs as well, each with its own Pods (SC-087).

@@ -74,10 +74,13 @@ func TestHugepagesOfACell(t *testing.T) {
 	}
 }
 
-// TestNoSuchCell: what the scheduler chose and the container cannot use is refused with both lists (SC-049).
+// TestNoSuchCell: what the scheduler chose and the container cannot use is refused, and so are pages that memory does not
+// fill (SC-042, SC-049).
 func TestNoSuchCell(t *testing.T) {
 	annotations := map[string]string{"numa": "single", "numa-cell": "7"}
 	newPod(t, annotations).start().wantEnd(11, `^NodeLacks: podvirt.dev/numa-cell: 7: this node has no such NUMA cell$`)
+	odd := map[string]string{"hugepages": "1Gi", "memory": "500Mi"}
+	newPod(t, odd).start().wantEnd(10, `^BadConfig: podvirt.dev/hugepages: 500Mi is not a multiple of 1Gi$`)
 }
 
 // TestTooFewPages: QEMU must not die of a bus error in the middle of the guest's life (VM-041).

@@ -42,6 +42,9 @@ func (pl *Plugin) PreFilter(_ context.Context, state fwk.CycleState, pod *corev1
 		return nil, fwk.NewStatus(fwk.UnschedulableAndUnresolvable, err.Error())
 	}
 	want.hints = pl.hintsFor(want)
+	if pl.refusals.any() {
+		want.shape = shape(want, pod)
+	}
 	state.Write(requestKey, requestState{want})
 	return nil, nil
 }
@@ -83,6 +86,9 @@ func (pl *Plugin) Filter(_ context.Context, state fwk.CycleState, _ *corev1.Pod,
 	}
 	node := info.Node()
 	reasons := fits(want, pl.nodes.get(node), node.Status.NodeInfo.BootID, pl.args.RequireFacts)
+	if want.shape != "" && pl.refusals.counts(node.Name, want.shape) {
+		reasons = append(reasons, reasonRefused)
+	}
 	code := fwk.UnschedulableAndUnresolvable
 	if len(reasons) == 0 && want.memory.placed() {
 		t := pl.cells.get(node)

@@ -13,6 +13,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/klog/v2"
 	fwk "k8s.io/kube-scheduler/framework"
 )
 
@@ -42,6 +43,8 @@ type Plugin struct {
 	fleet  *fleetSource
 	ledger *ledger
 	policy *policySource
+
+	refusals *refusals
 }
 
 // New builds the plugin. It watches Nodes, Pods and the one ConfigMap of the arguments until ctx ends, and waits for
@@ -53,6 +56,12 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 	}
 	pl := newPlugin(args, handle)
 	core := handle.SharedInformerFactory().Core().V1()
+	waiting := waitingPods{handle: handle, pods: core.Pods().Lister()}
+	pl.refusals.expired = func() {
+		if ctx.Err() == nil {
+			waiting.activate(klog.FromContext(ctx))
+		}
+	}
 	for _, follow := range []struct {
 		what    string
 		watch   cache.SharedIndexInformer
@@ -66,7 +75,9 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 			return nil, fmt.Errorf("watching %s: %w", follow.what, err)
 		}
 	}
-	waiting := waitingPods{handle: handle, pods: core.Pods().Lister()}
+	if err := pl.watchRefusals(ctx, handle.ClientSet()); err != nil {
+		return nil, err
+	}
 	if err := pl.policy.watch(ctx, handle.ClientSet(), args.configMap(), waiting.activate); err != nil {
 		return nil, err
 	}
@@ -77,7 +88,7 @@ func newPlugin(args Args, handle fwk.Handle) *Plugin {
 	nodes := newFactsCatalog()
 	return &Plugin{
 		args: args, handle: handle, nodes: nodes, cells: newTopologyCatalog(), fleet: &fleetSource{nodes: nodes},
-		ledger: newLedger(), policy: newPolicySource(),
+		ledger: newLedger(), policy: newPolicySource(), refusals: newRefusals(args.AvoidAfterRefusal),
 	}
 }
 

@@ -19,6 +19,7 @@ type request struct {
 	features    []api.CPUFeature
 	vcpus       int
 	memory      demand
+	shape       string // what a kubelet may refuse it for; "" while no kubelet has refused anything
 
 	hints hints
 }
