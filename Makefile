@@ -126,7 +126,7 @@ fuzz: ## generated annotation sets through the parser: $FUZZ, a million (5 minut
 	$(GO) test -run='^$$' -fuzz='^FuzzParse$$' -fuzztime=$(FUZZ) -fuzzminimizetime=1x ./api
 
 .PHONY: test-devices
-test-devices: programs ## what VMs make of devices: guests in a guest under KVM, mediated devices of the kernel's samples (15 minutes)
+test-devices: programs ## devices handed to restricted containers, KVM among them; mediated devices of the kernel's samples (10 minutes)
 	@mkdir -p bin
 	@$(IMAGES) rootfs kernel launcher mtty >/dev/null
 	@$(IMAGES) build launcher >/dev/null

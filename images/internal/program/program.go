@@ -30,7 +30,7 @@ Commands:
   build NAME...     build image archives; "all" builds every one
   digest NAME...    print the manifest digest of built images, one "NAME DIGEST" per line
   rootfs NAME       print the directory with an image's root file system, unpacked, without podvirt's programs;
-                    "kernel" is the kernel and the modules for the tests below test/kernel
+                    "kernel" is the kernel and the modules for the tests below test/kernel, "mtty" sample drivers for it
   disk NAME         print the path of a test guest's qcow2 image; it is built where it is missing
 
 Archives are $PODVIRT_CACHE/images/NAME.tar (default of PODVIRT_CACHE: /var/cache/podvirt).
@@ -144,7 +144,7 @@ func (p program) command(ctx context.Context, command string, names []string) er
 	}
 	table := recipe.All()
 	if command == "rootfs" {
-		table = append(table, recipe.Kernel())
+		table = append(table, recipe.Kernel(), recipe.Samples())
 	}
 	images, err := find(table, names)
 	if err != nil {

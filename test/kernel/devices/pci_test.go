@@ -23,7 +23,7 @@ const (
 	e1000eID = "8086:10d3"
 )
 
-const moment = 20 * time.Second
+const moment = 2 * time.Minute
 
 // TestFunctions: PCI functions are offered as classes say, bound and given back, by the built plugin. Each step goes on from
 // the one before.

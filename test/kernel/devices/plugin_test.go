@@ -101,7 +101,7 @@ func (l *lockedLog) String() string {
 // shell runs commands of busybox.
 func shell(t *testing.T, script string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, "sh", "-ec", script).CombinedOutput()
 	if err != nil {

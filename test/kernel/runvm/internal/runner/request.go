@@ -5,15 +5,20 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
-// request is what a package asks of the runner besides the machine: module=NAME adds a kernel module that few tests need,
-// program=FOLDER a static program of this repository in /bin, share=NAME a root file system of the image cache as 9p file
-// system NAME, and qemu=launcher runs the machine by the QEMU of the launcher's image, which knows more devices than
-// that of an older Debian.
+// request is what a package asks of the runner besides the machine:
+//
+//	module=NAME       a kernel module that few tests need
+//	program=FOLDER    a static program of this repository, in /bin
+//	launcher=FOLDER   one that opens libvirt and so needs the C library of its image
+//	tool=NAME         a pinned program of test/programs, which make programs has built
+//	share=NAME        a directory of the image cache as 9p file system NAME, where it is there
+//	qemu=launcher     the machine runs by the QEMU of the launcher's image, which has more devices than an older Debian's
 type request struct {
-	modules, programs, shares []string
-	qemu                      string
+	modules, programs, dynamic, tools, shares []string
+	qemu                                      string
 }
 
 // parseRequest takes the runner's own words out of those of a machine.
@@ -27,6 +32,10 @@ func parseRequest(words []string) (request, []string) {
 			r.modules = append(r.modules, value)
 		case "program":
 			r.programs = append(r.programs, value)
+		case "launcher":
+			r.dynamic = append(r.dynamic, value)
+		case "tool":
+			r.tools = append(r.tools, value)
 		case "share":
 			r.shares = append(r.shares, value)
 		case "qemu":
@@ -36,6 +45,29 @@ func parseRequest(words []string) (request, []string) {
 		}
 	}
 	return r, rest
+}
+
+// tool returns the newest build of a pinned program.
+func (r *runner) tool(name string) (string, error) {
+	builds, err := filepath.Glob(filepath.Join(r.cache, "bin", name+"-v*"))
+	if err != nil {
+		return "", err
+	}
+	var newest string
+	var when time.Time
+	for _, build := range builds {
+		info, err := os.Stat(build)
+		if err != nil {
+			return "", err
+		}
+		if newest == "" || info.ModTime().After(when) {
+			newest, when = build, info.ModTime()
+		}
+	}
+	if newest == "" {
+		return "", fmt.Errorf("%s is not built: run make programs", name)
+	}
+	return newest, nil
 }
 
 // foreignQEMU runs QEMU of another root file system on this one: with its own loader and libraries, and with its modules

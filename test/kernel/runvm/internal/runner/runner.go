@@ -124,11 +124,13 @@ func (r *runner) machine(ctx context.Context) (*vm.Machine, error) {
 	}
 	all := []vm.Option{
 		vm.QEMU(qemu), vm.Accelerator(accel), vm.Kernel(kernel, initramfs), vm.Memory(768), vm.CPUs(2),
-		vm.Append("console="+job.ConsolePort, "panic=-1", "loglevel=6", "mitigations=off"),
+		vm.Append("console="+job.ConsolePort, "panic=-1", "loglevel=6", "mitigations=off", "no_timer_check"),
 		vm.Serial(r.consoleWriter()), vm.Serial(r.std.Out), vm.Serial(&r.result),
 	}
 	for _, name := range asked.shares {
-		all = append(all, vm.Share(name, filepath.Join(parts, name)))
+		if dir, err := filepath.EvalSymlinks(filepath.Join(parts, name)); err == nil {
+			all = append(all, vm.Share(name, dir))
+		}
 	}
 	return vm.New(append(all, options...)...)
 }
@@ -150,12 +152,22 @@ func (r *runner) pack(ctx context.Context, asked request, contents pack.Contents
 	if err != nil {
 		return err
 	}
-	if contents.Init, err = r.build(ctx, "test/kernel/guestinit"); err != nil {
+	if contents.Init, err = r.build(ctx, "test/kernel/guestinit", "CGO_ENABLED=0"); err != nil {
 		return err
 	}
 	contents.Extra = map[string]string{}
 	for _, folder := range asked.programs {
-		if contents.Extra[filepath.Base(folder)], err = r.build(ctx, folder); err != nil {
+		if contents.Extra[filepath.Base(folder)], err = r.build(ctx, folder, "CGO_ENABLED=0"); err != nil {
+			return err
+		}
+	}
+	for _, folder := range asked.dynamic {
+		if contents.Extra[filepath.Base(folder)], err = r.build(ctx, folder, "CGO_ENABLED=1"); err != nil {
+			return err
+		}
+	}
+	for _, name := range asked.tools {
+		if contents.Extra[name], err = r.tool(name); err != nil {
 			return err
 		}
 	}
@@ -164,10 +176,10 @@ func (r *runner) pack(ctx context.Context, asked request, contents pack.Contents
 	return contents.Write(target)
 }
 
-// build builds a static program of this module and returns its file.
-func (r *runner) build(ctx context.Context, folder string) (string, error) {
+// build builds a program of this module and returns its file. One with cgo opens libvirt when it runs, as in its image.
+func (r *runner) build(ctx context.Context, folder, cgo string) (string, error) {
 	file := filepath.Join(r.work, filepath.Base(folder))
-	_, err := output(ctx, "env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-ldflags=-s -w", "-o", file, "podvirt.dev/"+folder)
+	_, err := output(ctx, "env", cgo, "go", "build", "-tags=libvirt_dlopen", "-trimpath", "-ldflags=-s -w", "-o", file, "podvirt.dev/"+folder)
 	return file, err
 }
 
