@@ -306,7 +306,9 @@ func portDifferences(p Place, made *journal.LAN, mac net.HardwareAddr) ([]string
 		out = append(out, fmt.Sprintf("%s is not in bridge %s", made.Port, made.Bridge))
 	}
 	if made.VLAN != 0 {
-		vlans, err := h.VLANsOf(port.Index)
+		var vlans []nl.VLAN
+		// The kernel does not say when ports that come and go made a list incomplete.
+		err := underLock(p, bridgeLock(made.Bridge), func() (err error) { vlans, err = h.VLANsOf(port.Index); return err })
 		if err != nil {
 			return nil, err
 		}
