@@ -184,7 +184,6 @@ func (s *Server) ready(ctx context.Context, certificate string) error {
 	return client.Discovery().RESTClient().Get().AbsPath("/readyz").Do(ctx).Error()
 }
 
-// program returns the newest build of a program in the cache.
 // Program returns the path of a program of Kubernetes that the local cluster has built (PODVIRT_CACHE).
 func Program(t testing.TB, name string) string {
 	t.Helper()

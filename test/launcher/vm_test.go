@@ -33,17 +33,59 @@ func TestMain(m *testing.M) {
 const rootEnv = "PODVIRT_TEST_ROOT"
 
 func inRoot(m *testing.M) {
-	root, err := os.MkdirTemp(cache(), "test-launcher-")
+	root, err := ownRoot(cache())
 	if err != nil { // not root, or no cache: the tests say what they need
 		m.Run()
 		return
 	}
-	defer func() { _ = os.RemoveAll(root) }()
-	if err := os.Setenv(rootEnv, root); err != nil {
+	defer func() {
+		_ = os.RemoveAll(root.Name())
+		_ = root.Close()
+	}()
+	if err := os.Setenv(rootEnv, root.Name()); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return
 	}
 	m.Run()
+}
+
+// ownRoot makes the directory of this run and removes those of runs that were killed: nobody holds their lock.
+func ownRoot(dir string) (*os.File, error) {
+	all, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = all.Close() }()
+	if err := syscall.Flock(int(all.Fd()), syscall.LOCK_EX); err != nil {
+		return nil, err
+	}
+	left, err := filepath.Glob(filepath.Join(dir, "test-launcher-*"))
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range left {
+		if f, err := locked(name); err == nil {
+			_ = os.RemoveAll(name)
+			_ = f.Close()
+		}
+	}
+	root, err := os.MkdirTemp(dir, "test-launcher-")
+	if err != nil {
+		return nil, err
+	}
+	return locked(root)
+}
+
+// locked opens a directory that nobody else has locked; the lock lasts as long as the file is open.
+func locked(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
 }
 
 // patience bounds every wait: emulation on a busy machine is slow.

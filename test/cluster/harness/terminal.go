@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
+	"os/exec"
 	"regexp"
 	"sync"
 	"testing"
@@ -14,7 +16,8 @@ import (
 	"k8s.io/client-go/tools/remotecommand"
 )
 
-// Terminal is an interactive session with a container, as "kubectl attach -it" and "kubectl exec -it" give it.
+// Terminal is an interactive session with a container, as "kubectl attach -it" and "kubectl exec -it" give it, or with a
+// command of this machine.
 type Terminal struct {
 	input io.WriteCloser
 	done  chan error
@@ -58,13 +61,40 @@ func (n *Namespace) terminal(t testing.TB, pod, verb string, options any) *Termi
 	t.Cleanup(func() {
 		cancel()
 		_ = writer.Close() // never fails: io.Pipe
-		if t.Failed() {
-			term.mu.Lock()
-			defer term.mu.Unlock()
-			t.Logf("terminal of %s:\n%s", pod, term.seen)
-		}
+		term.tell(t, pod)
 	})
 	return term
+}
+
+// Command runs a shell command of this machine on a terminal of its own, as a user's is.
+func Command(t testing.TB, command string) *Terminal {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	cmd := exec.CommandContext(ctx, "script", "--quiet", "--return", "--command", command, os.DevNull)
+	input, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	term := &Terminal{input: input}
+	cmd.Stdout, cmd.Stderr = term, term
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cancel()
+		_ = cmd.Wait() // it was killed
+		term.tell(t, command)
+	})
+	return term
+}
+
+// tell logs what was on the terminal of a test that failed.
+func (term *Terminal) tell(t testing.TB, whose string) {
+	if t.Failed() {
+		term.mu.Lock()
+		defer term.mu.Unlock()
+		t.Logf("terminal of %s:\n%s", whose, term.seen)
+	}
 }
 
 // Write takes what the container prints.
