@@ -148,7 +148,7 @@ func (n *node) others(t *testing.T) {
 
 func (n *node) switchedOff(t *testing.T) {
 	n.api.set(map[string]string{"devices.mdev": "off", "vgpu.here": "resource=e.org/two,type=" + twoPorts + ",nodes=gpu"})
-	n.eventually(t, moment, "seen", func() bool { return n.kubelet.Healthy("e.org/two") == 0 })
+	n.eventually(t, moment, "seen", func() bool { return n.kubelet.Healthy("e.org/one") == 0 })
 	if len(instances(t, onePort)) != 24 {
 		t.Errorf("%d instances; want nothing touched", len(instances(t, onePort)))
 	}
