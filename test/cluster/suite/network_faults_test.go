@@ -50,22 +50,19 @@ func TestNetworkRefusals(t *testing.T) {
 		PeriodSeconds: 1, FailureThreshold: 60, TimeoutSeconds: 5,
 	}
 	ns.Apply(t, none.manifest(t))
-	wrong, host := completed(t, ns, newVM("wrong", "guest-tiny")), completed(t, ns, newVM("host", "guest-tiny"))
-	wrong.Spec.NodeName, host.Spec.NodeName = ns.Nodes[0], ns.Nodes[0] // past every scheduler
-	host.Spec.HostNetwork = true
-	privileged := ns.Namespace(t, harness.Privileged)
+	wrong := completed(t, ns, newVM("wrong", "guest-tiny"))
+	wrong.Spec.NodeName = ns.Nodes[0] // past every scheduler
 	ns.WithoutPolicies(t)
-	wrong.Annotations[api.Prefix+"nic.default"] = "binding=masq,ports=0,queues=300"
-	wrong.Annotations[api.Prefix+"nic.net1"] = "mac=03:00:00:00:00:01,mtu=9"
+	wrong.Annotations[api.Prefix+"nic.default"] = "binding=masq,model=e100,queues=300"
+	wrong.Annotations[api.Prefix+"nic.net1"] = "link=upp,mtu=9"
 	harness.Eventually(t, harness.Short, "the policies are out of force", func(ctx context.Context) error {
 		return ns.TryApply(ctx, manifest(t, wrong))
 	})
-	privileged.Apply(t, manifest(t, host))
 
 	t.Run("five mistakes in one event", func(t *testing.T) {
 		wants := []string{
-			"nic.default: binding=masq: not one of masquerade, wire,", "nic.default: ports=0: not a port", "nic.default: queues=300: 1 to 256",
-			"nic.net1: mac=03:00:00:00:00:01: ", "nic.net1: mtu=9: ",
+			"nic.default: binding=masq: not one of masquerade, wire,", "nic.default: model=e100: not one of virtio,", "nic.default: queues=300: 1 to 256",
+			"nic.net1: link=upp: not one of up, down", "nic.net1: mtu=9: 68 to 65521",
 		}
 		harness.Eventually(t, harness.Short, "event of the sandbox", func(ctx context.Context) error {
 			list, err := ns.Client.CoreV1().Events(ns.Name).List(ctx, metav1.ListOptions{FieldSelector: "involvedObject.name=wrong"})
@@ -79,12 +76,6 @@ func TestNetworkRefusals(t *testing.T) {
 			}
 			return errors.New("none yet")
 		})
-	})
-	t.Run("host network", func(t *testing.T) {
-		end := terminated(privileged.WaitPod(t, "host", harness.Medium, ended))
-		if end.ExitCode != 10 || !strings.Contains(end.Message, "BadConfig: hostNetwork: a VM Pod needs a network namespace of its own") {
-			t.Errorf("code %d, %q", end.ExitCode, end.Message)
-		}
 	})
 	t.Run("a VM without NIC", func(t *testing.T) {
 		pod := ns.WaitPod(t, "none", harness.Medium, harness.Ready)
