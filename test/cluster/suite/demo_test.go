@@ -86,7 +86,7 @@ func wayIn(t *testing.T, printed, name string) string {
 // logInAsPrinted runs a command that shows the serial console, on a terminal, and logs in with the demo's user and password.
 func logInAsPrinted(t *testing.T, command string) {
 	t.Helper()
-	term := harness.Command(t, "exec "+command)
+	term := harness.Command(t, command)
 	term.Send(t, "\n") // whoever comes later sees no prompt before that
 	term.Expect(t, harness.Medium, `debian login: `)
 	term.Send(t, "debian\n")
