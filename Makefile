@@ -109,7 +109,7 @@ soak-cni: ## 5000 ADD and DEL of the CNI plugin, 200 Pods at once 50 times over,
 test-life: images ## what make test has no time for: every run policy, kubelet and containerd killed, a minute of pause (10 minutes)
 	PODVIRT_STANDSTILL=60s $(GOTEST) -v -timeout=20m -run='^TestWhileOneStandsStill$$' ./test/launcher
 	@$(LOCAL) install
-	PODVIRT_LIFE=1 $(GOTEST) -v -timeout=30m -run='^(TestRunPolicies|TestNodeProgramsKilled|TestQuota|TestWithoutPolicies)$$' ./test/cluster/suite
+	PODVIRT_LONG=1 $(GOTEST) -v -timeout=30m -run='^(TestRunPolicies|TestNodeProgramsKilled|TestQuota|TestWithoutPolicies)$$' ./test/cluster/suite
 
 .PHONY: test-overhead
 STRESS ?= 20s
@@ -155,10 +155,15 @@ bench-scheduler: programs ## the scheduler against that of Kubernetes with up to
 	$(GOTEST) -v -timeout=60m -run='^$$' -bench=. -benchtime=1x ./test/bench/scheduler
 	$(GOTEST) -v -run=TestPacking -bench=. ./scheduler/internal/virtualmachine
 
+.PHONY: test-storage
+test-storage: images ## what make test has no time for: pools of every kind that come and go, forty claims at once, full nodes (3 minutes)
+	@$(LOCAL) install
+	PODVIRT_LONG=1 $(GOTEST) -v -timeout=30m -run='^(TestPools|TestClassAndReclaim|TestAccessModes)$$' ./test/cluster/suite
+
 .PHONY: test-network
 test-network: images ## what make test has no time for: the CNI plugin taken off the nodes and put back, refusals of the node, 1 GiB by port-forward
 	@$(LOCAL) install
-	PODVIRT_NETWORK=1 $(GOTEST) -v -timeout=30m -run='^(TestNetwork|TestNetworkRefusals|TestUninstalledNetwork)$$' ./test/cluster/suite
+	PODVIRT_LONG=1 $(GOTEST) -v -timeout=30m -run='^(TestNetwork|TestNetworkRefusals|TestUninstalledNetwork)$$' ./test/cluster/suite
 
 .PHONY: bench-net
 bench-net: ## ADD and DEL of the CNI plugin against the upstream bridge plugin

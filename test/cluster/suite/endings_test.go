@@ -137,7 +137,7 @@ func failAtOnce(spec *batchv1.JobSpec) {
 // TestRunPolicies walks through the run policies of vm.md 2.10: what follows a power-off by the guest and the loss of
 // QEMU. The launcher's own share, on-poweroff=restart, is shown in test/launcher.
 func TestRunPolicies(t *testing.T) {
-	long(t)
+	long(t, "test-life")
 	ns := setUp(t, "guest-tiny")
 	const forEver = 1<<31 - 1
 	replace := batchv1.Failed

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"strings"
 	"testing"
 
@@ -16,16 +15,6 @@ import (
 	"podvirt.dev/api"
 	"podvirt.dev/test/cluster/harness"
 )
-
-// envNetwork asks for what make test has no time for: make test-network.
-const envNetwork = "PODVIRT_NETWORK"
-
-func thorough(t *testing.T) {
-	t.Helper()
-	if os.Getenv(envNetwork) == "" {
-		t.Skipf("make test-network runs it (%s)", envNetwork)
-	}
-}
 
 // completed is the Pod as the admission policies write it, for the time when they are not in force.
 func completed(t *testing.T, ns *harness.Namespace, v *vm) *corev1.Pod {
@@ -42,7 +31,7 @@ func completed(t *testing.T, ns *harness.Namespace, v *vm) *corev1.Pod {
 
 // TestNetworkRefusals shows what the node says of a VM Pod that no policy looked at, and a VM without any NIC.
 func TestNetworkRefusals(t *testing.T) {
-	thorough(t)
+	long(t, "test-network")
 	ns := setUp(t, "guest-tiny")
 	none := newVM("none", "guest-tiny").annotate(map[string]string{"nic.default": "binding=none"})
 	none.container().ReadinessProbe = &corev1.Probe{
@@ -96,7 +85,7 @@ func allIn(text string, wants []string) error {
 // TestUninstalledNetwork takes the CNI plugin off the nodes and puts it back. Nodes are then as they were before podvirt,
 // VMs wait for it, and one that was made without it says so.
 func TestUninstalledNetwork(t *testing.T) {
-	thorough(t)
+	long(t, "test-network")
 	ns := setUp(t, "guest-tiny")
 	node := ns.Nodes[0]
 	old, late := completed(t, ns, newVM("old", "guest-tiny")), completed(t, ns, newVM("late", "guest-tiny"))

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -302,7 +301,7 @@ func checkOwn(t *testing.T, ns *harness.Namespace, pod *corev1.Pod) {
 // checkForward carries 1 GiB by kubectl port-forward, less in make test, and asks for a port that is closed in the guest (NW-019).
 func checkForward(t *testing.T, ns *harness.Namespace) {
 	size := int64(64 << 20)
-	if os.Getenv(envNetwork) != "" {
+	if thorough() {
 		size = 1 << 30
 	}
 	began := time.Now()

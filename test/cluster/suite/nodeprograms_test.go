@@ -3,7 +3,6 @@ package suite
 import (
 	"context"
 	"fmt"
-	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -14,14 +13,6 @@ import (
 	"podvirt.dev/test/cluster/harness"
 )
 
-// long leaves a test to make test-life: make test has no time for it.
-func long(t *testing.T) {
-	t.Helper()
-	if os.Getenv("PODVIRT_LIFE") == "" {
-		t.Skip("make test-life runs this")
-	}
-}
-
 // gapScript looks at the guest's clock without a pause, for ten seconds twice, and says by how many hundredths of a second
 // it jumped at most.
 const gapScript = `for when in before during; do max=0; read now x </proc/uptime; last=${now%.*}${now#*.}; end=$((last+1000)); ` +
@@ -31,7 +22,7 @@ const gapScript = `for when in before during; do max=0; read now x </proc/uptime
 // TestNodeProgramsKilled kills kubelet and containerd under a running guest, whose clock does not jump (VM-125). The bound
 // is that of the row, or what the machine does to the guest anyway.
 func TestNodeProgramsKilled(t *testing.T) {
-	long(t)
+	long(t, "test-life")
 	ns := setUp(t, "guest-tiny")
 	ns.Apply(t, newVM("steady", "guest-tiny").httpReady(8080).manifest(t))
 	pod := ns.WaitPod(t, "steady", harness.Medium, harness.Ready)

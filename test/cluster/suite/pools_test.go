@@ -35,6 +35,7 @@ type nodePool struct {
 
 // TestPools adds pools of every kind to running nodes and uses them (ST-001, ST-005, ST-008, ST-010).
 func TestPools(t *testing.T) {
+	long(t, "test-storage")
 	c := harness.Installed(t)
 	one, two := c.Nodes[0], c.Nodes[1]
 	mountPool(t, c, one, "t-ext4", "ext4", "2G")

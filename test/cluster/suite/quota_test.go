@@ -70,7 +70,7 @@ func quotaCounts(ns *harness.Namespace) func(context.Context) error {
 
 // fillNode: two VMs whose requests take all that a node has left run there, and a third finds no room.
 func fillNode(t *testing.T) {
-	long(t)
+	long(t, "test-life")
 	ns := setUp(t, "guest-tiny")
 	node := ns.Nodes[1]
 	half := freeMemory(t, ns, node) / 2 >> 20 << 20

@@ -92,7 +92,7 @@ func TestWithoutPolicies(t *testing.T) {
 		t.Errorf("%d lines for %d mistakes:\n%s", lines, len(wrong), end.Message)
 	}
 	t.Run("owners", func(t *testing.T) {
-		long(t)
+		long(t, "test-life")
 		checkBadConfigOwners(t, ns, bad)
 	})
 }
