@@ -155,6 +155,11 @@ bench-scheduler: programs ## the scheduler against that of Kubernetes with up to
 	$(GOTEST) -v -timeout=60m -run='^$$' -bench=. -benchtime=1x ./test/bench/scheduler
 	$(GOTEST) -v -run=TestPacking -bench=. ./scheduler/internal/virtualmachine
 
+.PHONY: test-demo
+test-demo: images ## make demo as a newcomer sees it: every way to log in, word for word, and the demo again (2 minutes)
+	@$(LOCAL) install
+	PODVIRT_LONG=1 $(GOTEST) -v -timeout=30m -run='^TestDemo$$' ./test/cluster/suite
+
 .PHONY: test-storage
 test-storage: images ## what make test has no time for: pools of every kind that come and go, forty claims at once, full nodes (3 minutes)
 	@$(LOCAL) install

@@ -17,6 +17,7 @@ import (
 // TestDemo does what a newcomer does: make demo, and then each way to log in, word for word as it is printed. The second
 // demo finds the VM and leaves it as it is.
 func TestDemo(t *testing.T) {
+	long(t, "test-demo")
 	c := harness.Installed(t)
 	c.RequireImage(t, "guest-debian")
 	const namespace, vm = "podvirt-demo", "debian"
@@ -45,7 +46,7 @@ func TestDemo(t *testing.T) {
 			return nil
 		})
 	})
-	// In this order: whoever typed by attach keeps the console for ten seconds more.
+	// In this order: whoever typed by attach keeps the console for ten seconds more, and attach loses keys meanwhile.
 	for _, way := range []string{"or", "serial console"} {
 		t.Run(way, func(t *testing.T) { logInAsPrinted(t, wayIn(t, printed, way)) })
 	}
@@ -96,4 +97,5 @@ func logInAsPrinted(t *testing.T, command string) {
 	term.Expect(t, harness.Medium, `debian@debian:~\$ `)
 	term.Send(t, "echo $((40+2))-seen; exit\n")
 	term.Expect(t, harness.Medium, `42-seen`)
+	term.Send(t, "\x1d") // ctrl-] leaves ctl console
 }
