@@ -90,11 +90,7 @@ func Find(backing Backing) ([]Device, error) {
 // Ensure returns a device over the file with the wanted access, attaching one only where there is none yet. It must
 // not run twice at once for one file. Devices that clear themselves are never shared: attach those anew with Attach.
 func Ensure(file string, opts Options) (Device, error) {
-	backing, err := BackingOf(file)
-	if err != nil {
-		return Device{}, err
-	}
-	devices, err := Find(backing)
+	devices, err := over(file)
 	if err != nil {
 		return Device{}, err
 	}
@@ -168,13 +164,18 @@ func Detach(device Device) error {
 	return errors.Join(clear(f), f.Close())
 }
 
-// Resize tells every device over the file how large the file is now.
-func Resize(file string) error {
+// over returns the devices over the file.
+func over(file string) ([]Device, error) {
 	backing, err := BackingOf(file)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	devices, err := Find(backing)
+	return Find(backing)
+}
+
+// Resize tells every device over the file how large the file is now.
+func Resize(file string) error {
+	devices, err := over(file)
 	if err != nil {
 		return err
 	}
@@ -193,11 +194,7 @@ func Resize(file string) error {
 
 // DetachFile frees every device over the file.
 func DetachFile(file string) error {
-	backing, err := BackingOf(file)
-	if err != nil {
-		return err
-	}
-	devices, err := Find(backing)
+	devices, err := over(file)
 	if err != nil {
 		return err
 	}
