@@ -399,7 +399,7 @@ func (f *fleet) refusalsKnown() int {
 // beside: the scheduler of Kubernetes runs as well, each with its own Pods (SC-087).
 func (f *fleet) beside() {
 	stock := exec.CommandContext(f.Context(), apitest.Program(f.T, "kube-scheduler"), "--kubeconfig="+f.kubeconfig,
-		"--authentication-kubeconfig="+f.kubeconfig, "--authorization-kubeconfig="+f.kubeconfig, "--secure-port="+freePort(f.T), "--cert-dir="+f.TempDir())
+		"--authentication-kubeconfig="+f.kubeconfig, "--authorization-kubeconfig="+f.kubeconfig, "--secure-port="+apitest.FreePort(f.T), "--cert-dir="+f.TempDir())
 	stock.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := stock.Start(); err != nil {
 		f.Fatal(err)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -117,7 +116,7 @@ func newProcess(t *testing.T, server *apitest.Server) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &process{port: freePort(t), log: log, kill: func() {}}
+	p := &process{port: apitest.FreePort(t), log: log, kill: func() {}}
 	p.args = []string{binary, "--config=" + config, "--secure-port=" + p.port, "--cert-dir=" + dir, "--v=2",
 		"--authentication-kubeconfig=" + kubeconfig, "--authorization-kubeconfig=" + kubeconfig}
 	t.Cleanup(func() {
@@ -133,7 +132,7 @@ func newProcess(t *testing.T, server *apitest.Server) *process {
 // twin is a second one of the same program and configuration.
 func (p *process) twin(t *testing.T) *process {
 	t.Helper()
-	port := freePort(t)
+	port := apitest.FreePort(t)
 	same := &process{args: slices.Clone(p.args), port: port, log: p.log, kill: func() {}}
 	for i, arg := range same.args {
 		if strings.HasPrefix(arg, "--secure-port=") {
@@ -296,18 +295,4 @@ func await(t *testing.T, what string, ok func() bool) {
 		case <-tick.C:
 		}
 	}
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	_, port, err := net.SplitHostPort(listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
 }

@@ -48,17 +48,14 @@ func Start(t testing.TB) *Server {
 	t.Helper()
 	etcd, apiserver := Program(t, "etcd"), Program(t, "kube-apiserver")
 	dir := t.TempDir()
-	etcdURL := "http://" + freeAddress(t)
+	etcdURL := "http://127.0.0.1:" + FreePort(t)
 	run(t, filepath.Join(dir, "etcd.log"), etcd, // its end shows in the API server's log
 		"--data-dir="+filepath.Join(dir, "etcd"), "--unsafe-no-fsync", "--log-level=error",
 		"--listen-client-urls="+etcdURL, "--advertise-client-urls="+etcdURL,
-		"--listen-peer-urls=http://"+freeAddress(t))
+		"--listen-peer-urls=http://127.0.0.1:"+FreePort(t))
 
-	address := freeAddress(t)
-	_, port, err := net.SplitHostPort(address)
-	if err != nil {
-		t.Fatal(err)
-	}
+	port := FreePort(t)
+	address := "127.0.0.1:" + port
 	key := writeKey(t, dir)
 	tokens := filepath.Join(dir, "tokens.csv")
 	write(t, tokens, adminToken+`,admin,admin,"system:masters"`+"\n")
@@ -236,14 +233,19 @@ func run(t testing.TB, log, program string, args ...string) <-chan struct{} {
 	return ended
 }
 
-func freeAddress(t testing.TB) string {
+// FreePort returns a TCP port of 127.0.0.1 that was free a moment ago.
+func FreePort(t testing.TB) string {
 	t.Helper()
 	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	return listener.Addr().String()
+	_, port, err := net.SplitHostPort(listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
 }
 
 // writeKey writes the key that signs tokens of ServiceAccounts.

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -71,7 +70,7 @@ func newBench(t *testing.T) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := &bench{t: t, server: server, root: kubelettest.ShortDir(t), boot: boot, metrics: freePort(t)}
+	b := &bench{t: t, server: server, root: kubelettest.ShortDir(t), boot: boot, metrics: "127.0.0.1:" + apitest.FreePort(t)}
 	b.config = server.Kubeconfig(t, server.AccountOn(t, api.SystemNamespace, "podvirt-device-plugin", nodeName))
 	for _, dir := range []string{"dev/net", "run", "facts", "registry", "seccomp", "cdi", "bin", "sys/bus/pci/devices"} {
 		if err := os.MkdirAll(b.path(dir), 0o755); err != nil {
@@ -227,16 +226,6 @@ func (b *bench) annotate(key, value string) {
 	if _, err := b.server.Client.CoreV1().Nodes().Patch(b.t.Context(), nodeName, "application/merge-patch+json", patch, metav1.PatchOptions{}); err != nil {
 		b.t.Fatal(err)
 	}
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer listener.Close()
-	return listener.Addr().String()
 }
 
 // lockedBuffer takes a log from several goroutines.

@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"math"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -168,7 +167,7 @@ func (c contest) start(b *testing.B, server *apitest.Server) *scheduler {
 	if err != nil {
 		b.Fatal(err)
 	}
-	s := &scheduler{port: freePort(b)}
+	s := &scheduler{port: apitest.FreePort(b)}
 	s.client, err = rest.HTTPClientFor(&rest.Config{BearerToken: server.Admin.BearerToken, TLSClientConfig: rest.TLSClientConfig{Insecure: true}})
 	if err != nil {
 		b.Fatal(err)
@@ -279,20 +278,6 @@ func manifest(b *testing.B) string {
 		b.Fatal(err)
 	}
 	return object.Data["config.yaml"]
-}
-
-func freePort(b *testing.B) string {
-	b.Helper()
-	listener, err := (&net.ListenConfig{}).Listen(b.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer listener.Close()
-	_, port, err := net.SplitHostPort(listener.Addr().String())
-	if err != nil {
-		b.Fatal(err)
-	}
-	return port
 }
 
 // parallel calls do for 0 to count-1, many at a time.
