@@ -23,8 +23,8 @@ const (
 	slotWatchdog = 0x07
 	slotPanic    = 0x08
 	slotUSB      = 0x09
-	slotNIC      = 0x0a // nic.default
-	firstFree    = 0x0b // disks and further NICs
+	slotNIC      = 0x0a // nic.default, and the next four NICs behind it
+	firstFree    = 0x0f // disks, devices and NICs beyond
 	lastFree     = 0x1c
 	slotSeed     = 0x1d // the seed of cloud-init; 0x1f is the chipset's
 )
@@ -80,7 +80,7 @@ type room struct {
 }
 
 func pciRoom() room {
-	return room{firstFree, lastFree - firstFree + 1, 8, "no PCI slot is free; use bus=scsi"}
+	return room{firstFree, lastFree - firstFree + 1, slotFunction, "no PCI slot is free; use bus=scsi"}
 }
 
 // scsiRoom are units of one target: libvirt's schema allows two digits of a target. 256 is what VM-074 asks for.
@@ -92,8 +92,9 @@ func scsiRoom() room {
 const scsiUnits = 256
 
 // NewLayout gives every virtio disk and NIC of the VM its place on the PCI bus, and every SCSI disk its unit. Those in
-// known keep theirs, a place that an option pci asks for comes next, and the others get a place drawn from their name, the
-// next free one where it is taken: without known the layout is a function of the names alone.
+// known keep theirs, a place that an option pci asks for comes next. Other NICs get places one behind the other, in their
+// order: guests number NICs as they find them on the bus (NW-004). All else gets a place drawn from its name, the next free
+// one where it is taken: without known the layout is a function of the names and the order of the NICs alone.
 func NewLayout(vm api.Machine, known Layout) (Layout, error) {
 	layout := fixedPlaces()
 	taken := map[Place]string{}
@@ -131,6 +132,9 @@ func (l Layout) place(devices []wantedPlace, known Layout, taken map[Place]strin
 			continue
 		}
 		place, free := in.draw(d.key, taken)
+		if d.nic {
+			place, free = drawNIC(d.number, taken)
+		}
 		if !free {
 			return fmt.Errorf("podvirt.dev/%s: %s", d.annotation(), in.full)
 		}
@@ -139,7 +143,11 @@ func (l Layout) place(devices []wantedPlace, known Layout, taken map[Place]strin
 	return nil
 }
 
-type wantedPlace struct{ key, pci string }
+type wantedPlace struct {
+	key, pci string
+	nic      bool
+	number   uint // of the NIC among the NICs
+}
 
 // annotation names the device for people.
 func (w wantedPlace) annotation() string {
@@ -149,27 +157,30 @@ func (w wantedPlace) annotation() string {
 	return w.key
 }
 
-// wanted lists the devices that need a place, sorted, the asked-for places first.
+// wanted lists the devices that need a place: the asked-for places first, then the NICs in their order, then the others
+// sorted. A NIC that moves has another name in many guests, a disk is found by its serial number.
 func wanted(vm api.Machine) []wantedPlace {
-	var list []wantedPlace
-	for _, d := range vm.Disks {
-		if d.Bus == "virtio" {
-			list = append(list, wantedPlace{diskKey(d.Name), d.PCI})
-		}
-	}
+	var list, others []wantedPlace
 	for _, n := range vm.NICs {
 		if n.Binding != api.BindingNone {
-			list = append(list, wantedPlace{nicKey(n.Name), n.PCI})
+			list = append(list, wantedPlace{key: nicKey(n.Name), pci: n.PCI, nic: true, number: uint(len(list))})
+		}
+	}
+	for _, d := range vm.Disks {
+		if d.Bus == "virtio" {
+			others = append(others, wantedPlace{key: diskKey(d.Name), pci: d.PCI})
 		}
 	}
 	for _, d := range vm.Devices {
-		list = append(list, wantedPlace{deviceKey(d.Name), d.PCI})
+		others = append(others, wantedPlace{key: deviceKey(d.Name), pci: d.PCI})
 	}
-	slices.SortFunc(list, func(a, b wantedPlace) int {
+	slices.SortFunc(others, func(a, b wantedPlace) int { return strings.Compare(a.key, b.key) })
+	list = append(list, others...)
+	slices.SortStableFunc(list, func(a, b wantedPlace) int {
 		if (a.pci == "") != (b.pci == "") {
 			return strings.Compare(b.pci, a.pci)
 		}
-		return strings.Compare(a.key, b.key)
+		return 0
 	})
 	return list
 }
@@ -197,6 +208,32 @@ func (r room) draw(key string, taken map[Place]string) (Place, bool) {
 			if taken[place] == "" {
 				return place, true
 			}
+		}
+	}
+	return Place{}, false
+}
+
+// Places of NICs: one to a slot as long as slots last, since a slot that is shared gives its NICs other names in the guest.
+const (
+	nicSlots     = 11 // from slotNIC
+	slotFunction = 8  // functions of a slot
+	nicPlaces    = nicSlots + (lastFree-slotNIC-nicSlots+1)*slotFunction
+)
+
+// nicPlace is the place of the NIC with this number. The places of higher numbers are higher.
+func nicPlace(number uint) Place {
+	if number < nicSlots {
+		return Place{Slot: slotNIC + number}
+	}
+	beyond := number - nicSlots
+	return Place{Slot: slotNIC + nicSlots + beyond/slotFunction, Function: beyond % slotFunction}
+}
+
+// drawNIC takes the place of the NIC's number, or the next one that is free.
+func drawNIC(number uint, taken map[Place]string) (Place, bool) {
+	for ; number < nicPlaces; number++ {
+		if place := nicPlace(number); taken[place] == "" {
+			return place, true
 		}
 	}
 	return Place{}, false

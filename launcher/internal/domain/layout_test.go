@@ -55,6 +55,59 @@ func TestLayoutOfNames(t *testing.T) {
 	}
 }
 
+// TestNICsInOrder: a guest that walks the bus meets the NICs in the order of the networks, whatever their names and
+// whatever else the VM has; one more at the end moves none (NW-004).
+func TestNICsInOrder(t *testing.T) {
+	m := machineWith("root", "data", "a", "b")
+	before := Layout{}
+	for n := range 64 { // network.max-nics at its highest
+		name := "default"
+		if n > 0 {
+			name = fmt.Sprintf("%cnet%d", "zamq"[n%4], n)
+		}
+		m.NICs = append(m.NICs, api.NIC{Name: name})
+		layout, err := NewLayout(m, nil)
+		if err != nil {
+			t.Fatalf("%d NICs: %v", n+1, err)
+		}
+		last := Place{}
+		for _, nic := range m.NICs {
+			place := layout[nicKey(nic.Name)]
+			if place.Slot < last.Slot || place.Slot == last.Slot && place.Function <= last.Function {
+				t.Errorf("%d NICs: %s is at %s, behind %s", n+1, nic.Name, place, last)
+			}
+			if was, known := before[nicKey(nic.Name)]; known && was != place {
+				t.Errorf("%d NICs: %s moved from %s to %s", n+1, nic.Name, was, place)
+			}
+			last = place
+		}
+		for _, d := range m.Disks {
+			if was, known := before[diskKey(d.Name)]; known && n < 5 && was != layout[diskKey(d.Name)] {
+				t.Errorf("%d NICs: disk %s moved", n+1, d.Name)
+			}
+		}
+		before = layout
+	}
+}
+
+// TestNICOrderKept: a layout that is kept stays, a new NIC goes behind its neighbours where there is room.
+func TestNICOrderKept(t *testing.T) {
+	m := machineWith("root")
+	m.NICs = []api.NIC{{Name: "default"}, {Name: "net1"}, {Name: "net2"}}
+	known := Layout{"nic.net1": {0x0c, 0}, "disk.root": {0x0d, 0}}
+	layout, err := NewLayout(m, known)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if layout["nic.net1"] != known["nic.net1"] || layout["disk.root"] != known["disk.root"] || layout["nic.net2"] != (Place{0x0e, 0}) {
+		t.Errorf("%v", layout)
+	}
+	m.NICs = []api.NIC{{Name: "b"}, {Name: "a"}} // the first is kept for the Pod
+	if layout, err = NewLayout(m, nil); err != nil || layout["nic.b"] != (Place{0x0b, 0}) || layout["nic.a"] != (Place{0x0c, 0}) {
+		t.Errorf("without nic.default: %v, %v", layout, err)
+	}
+}
+
 func TestLayoutLimits(t *testing.T) {
 	var names []string
 	for i := range 8 * (lastFree - firstFree + 1) {
