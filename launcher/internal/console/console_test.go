@@ -84,7 +84,17 @@ func TestOneWriterManyReaders(t *testing.T) {
 	if _, err := io.ReadFull(qemu, got); err != nil || string(got) != "keys" {
 		t.Errorf("the guest reads %q (%v)", got, err)
 	}
-	if err := second.Close(); err != nil {
+	if _, err := p.Attach(Mode{TakeOverIdle: time.Hour}); !errors.Is(err, ErrBusy) {
+		t.Errorf("a second writer beside a busy one: %v", err)
+	}
+	third, err := p.Attach(Mode{TakeOverIdle: 1})
+	if err != nil {
+		t.Errorf("a second writer beside an idle one: %v", err)
+	}
+	if _, err := second.Write([]byte("x")); !errors.Is(err, ErrTakenOver) {
+		t.Errorf("the idle writer: %v", err)
+	}
+	if err := third.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := p.Attach(Mode{}); err != nil {
@@ -112,6 +122,8 @@ func TestSlowReaderLosesAndGuestDoesNotWait(t *testing.T) {
 		}
 		seen += int64(n) + fast.Lost()
 	}
+	p.mu.Lock() // so that the last bytes are with both
+	defer p.mu.Unlock()
 	if lost := slow.Lost(); lost != flood-backlog {
 		t.Errorf("the slow reader has lost %d bytes, want %d", lost, flood-backlog)
 	}

@@ -137,6 +137,8 @@ func appendBounded(buf, data []byte, limit int) []byte {
 type Mode struct {
 	ReadOnly bool
 	TakeOver bool // take the place of the writer, if there is one
+	// TakeOverIdle takes it from a writer who has written nothing for that long. 0: from none.
+	TakeOverIdle time.Duration
 	// NoHistory leaves out what was said before.
 	NoHistory bool
 }
@@ -145,9 +147,9 @@ type Mode struct {
 func (p *Port) Attach(mode Mode) (*Session, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := &Session{port: p, readOnly: mode.ReadOnly, wake: make(chan struct{}, 1)}
+	s := &Session{port: p, readOnly: mode.ReadOnly, wake: make(chan struct{}, 1), wrote: time.Now()}
 	if !mode.ReadOnly {
-		if p.writer != nil && !mode.TakeOver {
+		if p.writer != nil && !mode.takesOver(p.writer) {
 			return nil, ErrBusy
 		}
 		if p.writer != nil {
@@ -163,6 +165,12 @@ func (p *Port) Attach(mode Mode) (*Session, error) {
 	return s, nil
 }
 
+func (m Mode) takesOver(writer *Session) bool {
+	writer.mu.Lock()
+	defer writer.mu.Unlock()
+	return m.TakeOver || m.TakeOverIdle > 0 && time.Since(writer.wrote) >= m.TakeOverIdle
+}
+
 // Session is one reader of the port, and its writer unless it is read-only. Read may be called by one goroutine and
 // Write by another.
 type Session struct {
@@ -173,6 +181,7 @@ type Session struct {
 	mu      sync.Mutex
 	waiting []byte
 	lost    int64
+	wrote   time.Time // the last time, or when the session began
 	end     error
 }
 
@@ -230,6 +239,7 @@ func (s *Session) Lost() int64 {
 func (s *Session) Write(data []byte) (int, error) {
 	s.mu.Lock()
 	end := s.end
+	s.wrote = time.Now()
 	s.mu.Unlock()
 	if end != nil {
 		return 0, end

@@ -70,7 +70,8 @@ func raw(ctx context.Context, in io.Reader) {
 const typingEnds = 10 * time.Second
 
 // typed sends what comes on stdin to the guest. It takes the writer's place at the first key and leaves it a while after
-// the last, so that ctl console need not take over from nobody.
+// the last, so that ctl console need not take over from nobody. As nobody can ask for a take-over here, it takes the place
+// of a writer who is idle: kubectl exec leaves ctl console running when its client vanishes (kubernetes/kubernetes#60140).
 func typed(ctx context.Context, port *console.Port, in io.Reader) {
 	var (
 		mu      sync.Mutex
@@ -90,7 +91,7 @@ func typed(ctx context.Context, port *console.Port, in io.Reader) {
 		if n > 0 {
 			mu.Lock()
 			if session == nil {
-				session, _ = port.Attach(console.Mode{NoHistory: true}) // busy: the keys are lost, as on a locked terminal
+				session, _ = port.Attach(console.Mode{NoHistory: true, TakeOverIdle: typingEnds}) // busy: the keys are lost, as on a locked terminal
 			}
 			if session != nil {
 				if _, err := session.Write(buf[:n]); errors.Is(err, console.ErrTakenOver) {

@@ -20,7 +20,7 @@ import (
 // command of this machine.
 type Terminal struct {
 	input io.WriteCloser
-	done  chan error
+	ended chan struct{} // closed when the other side has ended the session
 
 	mu   sync.Mutex
 	seen []byte // everything that was printed
@@ -53,10 +53,11 @@ func (n *Namespace) terminal(t testing.TB, pod, verb string, options any) *Termi
 		t.Fatal(err)
 	}
 	reader, writer := io.Pipe()
-	term := &Terminal{input: writer, done: make(chan error, 1)}
+	term := &Terminal{input: writer, ended: make(chan struct{})}
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
-		term.done <- executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: reader, Stdout: term, Tty: true})
+		defer close(term.ended)
+		_ = executor.StreamWithContext(ctx, remotecommand.StreamOptions{Stdin: reader, Stdout: term, Tty: true}) // Expect says what did not come
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -75,14 +76,18 @@ func Command(t testing.TB, command string) *Terminal {
 	if err != nil {
 		t.Fatal(err)
 	}
-	term := &Terminal{input: input}
+	term := &Terminal{input: input, ended: make(chan struct{})}
 	cmd.Stdout, cmd.Stderr = term, term
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	go func() {
+		defer close(term.ended)
+		_ = cmd.Wait() // it is killed, or Expect says what did not come
+	}()
 	t.Cleanup(func() {
 		cancel()
-		_ = cmd.Wait() // it was killed
+		<-term.ended
 		term.tell(t, command)
 	})
 	return term
@@ -110,6 +115,16 @@ func (term *Terminal) Send(t testing.TB, text string) {
 	t.Helper()
 	if _, err := io.WriteString(term.input, text); err != nil {
 		t.Fatalf("typing %q: %v", text, err)
+	}
+}
+
+// ExpectEnd waits until the session is over.
+func (term *Terminal) ExpectEnd(t testing.TB, timeout time.Duration) {
+	t.Helper()
+	select {
+	case <-term.ended:
+	case <-time.After(timeout):
+		t.Fatal("the session does not end")
 	}
 }
 
