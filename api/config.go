@@ -35,6 +35,16 @@ type Config struct {
 	UnsafeIRQs     bool          // devices.unsafe-interrupts: allow
 	StoragePools   string        // storage.pools, YAML; read by the CSI driver
 	DefaultClass   string        // storage.default-class
+	Import         ImportConfig
+}
+
+// ImportConfig holds the keys storage.import.* that this version reads.
+type ImportConfig struct {
+	MaxPerNode  int   // 0: 4
+	Memory      int64 // bytes; 0: 256 MiB
+	Insecure    []string
+	Allow, Deny []string // host patterns and CIDRs; Deny is added to what is always denied, a named Allow wins
+	NoLandlock  bool     // require-landlock: off
 }
 
 // MemoryConfig holds the keys memory.*.

@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
@@ -162,6 +163,11 @@ func newConfig(data map[string]string) Config {
 		MinWrite: toDuration(data["nodes.min-write-interval"]), VsockCIDBase: uint32(number("devices.vsock-cid-base")),
 		MdevOff: data["devices.mdev"] == "off", UnsafeIRQs: data["devices.unsafe-interrupts"] == "allow",
 		StoragePools: data["storage.pools"], DefaultClass: data["storage.default-class"],
+		Import: ImportConfig{
+			MaxPerNode: number("storage.import.max-per-node"), Memory: toBytes(data["storage.import.memory"]),
+			Insecure: items(data["storage.import.insecure-registries"]), Allow: items(data["storage.import.allow"]),
+			Deny: items(data["storage.import.deny"]), NoLandlock: data["storage.import.require-landlock"] == "off",
+		},
 	}
 	for _, binding := range items(data["network.allowed-bindings"]) {
 		c.Network.AllowedBindings = append(c.Network.AllowedBindings, Binding(binding))
@@ -209,8 +215,19 @@ func checkConfig(c Config, data map[string]string) Errors {
 			wrong("cpu.obsolete-models", "-"+name+": not on the built-in list")
 		}
 	}
+	checkImportTargets(c.Import, wrong)
 	if strings.HasPrefix(c.Network.MACPrefix, "01") || len(c.Network.MACPrefix) > 1 && strings.Contains("13579bdfBDF", c.Network.MACPrefix[1:2]) {
 		wrong("network.mac-prefix", "multicast")
 	}
 	return errs
+}
+
+func checkImportTargets(c ImportConfig, wrong func(key, text string)) {
+	for key, targets := range map[string][]string{"storage.import.allow": c.Allow, "storage.import.deny": c.Deny} {
+		for _, target := range targets {
+			if _, err := netip.ParsePrefix(target); err != nil && strings.Contains(target, "/") {
+				wrong(key, quote(target)+" is neither CIDR nor host pattern")
+			}
+		}
+	}
 }

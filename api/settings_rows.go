@@ -108,6 +108,12 @@ func deviceSettings() []Setting {
 	return rows
 }
 
+// importTargets are host patterns (*.example.org) and CIDRs.
+func importTargets() Value {
+	return pattern(`\*|(?:\*\.)?[A-Za-z0-9](?:[A-Za-z0-9.\-]{0,250}[A-Za-z0-9])?|[0-9.]{7,15}(?:/[0-9]{1,2})?|[0-9A-Fa-f:.]{2,45}(?:/[0-9]{1,3})?`,
+		"neither CIDR nor host pattern")
+}
+
 func storageSettings() []Setting {
 	const group = "Storage, snapshots, boot sources"
 	per := pattern(QuantityPattern+`(?:/s)?`, "not a quantity per second")
@@ -123,16 +129,17 @@ func storageSettings() []Setting {
 			Meaning: "the same for one class"},
 		{Key: "storage.preallocation", Group: group, Value: word("none falloc full").later("none"), Default: "`none`", InForce: "new claims",
 			Meaning: "for claims and classes that do not say"},
-		{Key: "storage.import.max-per-node", Group: group, Value: integer(1, 64).later("4"), Default: "4", InForce: live,
+		{Key: "storage.import.max-per-node", Group: group, Value: integer(1, 64), Default: "4", InForce: live,
 			Meaning: "imports at once on a node"},
 		{Key: "storage.import.max-per-namespace", Group: group, Value: integer(1, 64).later("2"), Default: "2", InForce: live,
 			Meaning: "imports at once of a namespace"},
-		{Key: "storage.import.memory", Group: group, Value: quantity("256Mi").later("256Mi"), Default: "256Mi", InForce: next,
+		{Key: "storage.import.memory", Group: group, Value: quantity("256Mi").atLeast(64<<20, "less than 64Mi"), Default: "256Mi", InForce: next,
 			Meaning: "memory of one import"},
 		{Key: "storage.import.cpu", Group: group, Value: quantity("1").later("1"), Default: "1", InForce: next, Meaning: "CPU of one import"},
 		{Key: "storage.import.bandwidth", Group: group, Value: per.later(""), Default: "unlimited", InForce: next,
 			Meaning: "bandwidth of one import"},
-		{Key: "storage.import.insecure-registries", Group: group, Value: text(253).later(""), Commas: true, Default: "empty", InForce: next,
+		{Key: "storage.import.insecure-registries", Group: group, Commas: true, Default: "empty", InForce: next,
+			Value:   pattern(`[A-Za-z0-9.\-\[\]:]{1,253}`, "not host[:port]; wildcards are not allowed"),
 			Meaning: "plain HTTP or unverified TLS allowed"},
 		{Key: "storage.import.proxy-http", Group: group, Value: text(1024).later(""), Default: "environment of the driver", InForce: next,
 			Meaning: "proxy of imports"},
@@ -143,11 +150,11 @@ func storageSettings() []Setting {
 			Meaning: "hosts without proxy"},
 		{Key: "storage.import.ca", Group: group, Value: named("ConfigMap").later(""), Default: "none", InForce: next,
 			Meaning: "further CAs for all imports"},
-		{Key: "storage.import.allow", Group: group, Value: text(253).later("*"), Commas: true, Default: "`*`", InForce: "next connection",
+		{Key: "storage.import.allow", Group: group, Value: importTargets(), Commas: true, Default: "`*`", InForce: "next connection",
 			Meaning: "where imports may go"},
-		{Key: "storage.import.deny", Group: group, Value: text(253).later(""), Commas: true, Default: "loopback, link-local, node, Pod, Service ranges",
-			InForce: "next connection", Meaning: "where they may not"},
-		{Key: "storage.import.require-landlock", Group: group, Value: onOff().later("on"), Default: "`on`", InForce: live,
+		{Key: "storage.import.deny", Group: group, Value: importTargets(), Commas: true, Default: "loopback, link-local, node, Pod, Service ranges",
+			InForce: "next connection", Meaning: "where they may not; what is written is added to the default"},
+		{Key: "storage.import.require-landlock", Group: group, Value: onOff(), Default: "`on`", InForce: live,
 			Meaning: "no import by the driver on kernels without Landlock"},
 		{Key: "storage.clone-bandwidth", Group: group, Value: per.later(""), Default: "unlimited", InForce: live,
 			Meaning: "copies between nodes"},

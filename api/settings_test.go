@@ -11,7 +11,8 @@ func TestParseConfig(t *testing.T) {
 		"emulation": "allow", "console.default": "log", "cpu.obsolete-models": "Haswell, -Conroe", "cpu.allocation-ratio": "4",
 		"memory.overhead-factor": "1.2", "memory.guest-overhead": "not-counted", "network.allowed-bindings": "masquerade,none",
 		"devices.capacity.kvm": "10", "devices.capacity.kvm.node.n1": "0", "storage.pools": "- {name: a, path: /var/lib/podvirt/a}\n",
-		"verbosity.launcher": "5",
+		"verbosity.launcher": "5", "storage.import.allow": "10.96.0.10/32, *.mirror.lab,fd00::/8", "storage.import.max-per-node": "2",
+		"storage.import.memory": "128Mi", "storage.import.require-landlock": "off", "storage.import.insecure-registries": "registry.lab:5000",
 	})
 	if err := errs.Err(); err != nil {
 		t.Fatal(err)
@@ -22,6 +23,10 @@ func TestParseConfig(t *testing.T) {
 		Memory:    MemoryConfig{OverheadTenths: 12, OverheadCounted: &no},
 		Verbosity: map[string]int{"launcher": 5}, Network: NetworkConfig{AllowedBindings: []Binding{BindingMasquerade, BindingNone}},
 		DeviceCapacity: map[string]int{"kvm": 10, "kvm.node.n1": 0}, StoragePools: "- {name: a, path: /var/lib/podvirt/a}\n",
+		Import: ImportConfig{
+			MaxPerNode: 2, Memory: 128 << 20, Insecure: []string{"registry.lab:5000"}, NoLandlock: true,
+			Allow: []string{"10.96.0.10/32", "*.mirror.lab", "fd00::/8"},
+		},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("Config (-want,+got):\n%s", diff)
@@ -37,7 +42,7 @@ func TestConfigErrors(t *testing.T) {
 	_, errs := ParseConfig(map[string]string{
 		"migration.bandwdth": "1", "emulation": "yes", "cpu.allocation-ratio": "0", "nodes.min-write-interval": "10ms",
 		"network.default-binding": "masq", "network.v4-cidr": "10.0.2.0/31", "cpu.obsolete-models": "-Haswell",
-		"rebalance": "on", "network.mac-prefix": "01", "tpyo": "x",
+		"rebalance": "on", "network.mac-prefix": "01", "tpyo": "x", "storage.import.deny": "10.0.0/8", "storage.import.allow": "10.0.0.0/33",
 	})
 	want := []string{
 		`data.cpu.allocation-ratio: "0": 1 to 1000`,
@@ -49,6 +54,8 @@ func TestConfigErrors(t *testing.T) {
 		`data.network.v4-cidr: "10.0.2.0/31": /31 has no room for gateway and guest`,
 		`data.nodes.min-write-interval: "10ms": at least 1s`,
 		`data.rebalance: "on": not supported by this version`,
+		`data.storage.import.allow: "10.0.0.0/33": "10.0.0.0/33" is neither CIDR nor host pattern`,
+		`data.storage.import.deny: "10.0.0/8": "10.0.0/8" is neither CIDR nor host pattern`,
 		`data.tpyo: unknown key`,
 	}
 	var got []string

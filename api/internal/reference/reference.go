@@ -131,6 +131,9 @@ func form(v api.Value) string {
 			return ""
 		}
 		what := strings.TrimPrefix(strings.TrimPrefix(v.WrongMessage(), "not "), "no such ")
+		if both, ok := strings.CutPrefix(what, "neither "); ok {
+			what = strings.Replace(both, " nor ", " or ", 1)
+		}
 		return cell(strings.TrimPrefix(strings.TrimPrefix(what, "a "), "an "))
 	default:
 		return ""

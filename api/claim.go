@@ -1,0 +1,232 @@
+package api
+
+import (
+	"cmp"
+	"encoding/hex"
+	"maps"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Annotations that people write on a claim to say where its content comes from (storage.md 2.1).
+const (
+	KeyImportSource      = Prefix + "import-source"
+	KeyImportFormat      = Prefix + "import-format"
+	KeyImportCompression = Prefix + "import-compression"
+	KeyImportArchive     = Prefix + "import-archive"
+	KeyImportMember      = Prefix + "import-member"
+	KeyImportChecksum    = Prefix + "import-checksum"
+	KeyImportCA          = Prefix + "import-ca"
+	KeyImportSecret      = Prefix + "import-secret"
+	KeyImportHeaders     = Prefix + "import-headers"
+	KeyImportInsecure    = Prefix + "import-insecure"
+	KeyImportArch        = Prefix + "import-arch"
+	KeyImportMode        = Prefix + "import-mode"
+	KeyImportDeadline    = Prefix + "import-deadline"
+)
+
+// Annotations and the condition that the driver writes on a claim (storage.md 2.2).
+const (
+	KeyImportPhase     = Prefix + "import-phase"
+	KeyImportProgress  = Prefix + "import-progress"
+	KeyImportBytes     = Prefix + "import-bytes"
+	KeyImportMessage   = Prefix + "import-message"
+	KeyImportRestarts  = Prefix + "import-restarts"
+	KeyImportDigest    = Prefix + "import-digest"
+	KeyImportInfo      = Prefix + "import-info"
+	ConditionPopulated = Prefix + "Populated"
+)
+
+// DefaultImportDeadline is after how long an import is given up (storage.md 2.1).
+const DefaultImportDeadline = 24 * time.Hour
+
+// Import is what the annotations of a claim ask for. Words hold their default where nothing was written.
+type Import struct {
+	Source      string
+	Format      string // auto, raw, qcow2
+	Compression string // auto, none, gz, xz, zst, bz2
+	Checksum    string // ALGORITHM:HEX; empty: none
+	CA          string // ConfigMap of the claim's namespace
+	Secret      string // Secret of the claim's namespace
+	Headers     []string
+	Insecure    bool
+	Deadline    time.Duration // 0: none
+}
+
+// importRow is one key with its grammar. Refused words name what later versions do.
+type importRow struct {
+	key   string
+	value Value
+	lines bool // may hold several lines
+}
+
+func importRows() []importRow {
+	object := named("object").wrong("not the name of an object")
+	return []importRow{
+		{key: KeyImportSource, value: text(MaxText)},
+		{key: KeyImportFormat, value: word("auto raw iso qcow2 vmdk vdi vhd vhdx").notNow("vmdk vdi vhd vhdx")},
+		{key: KeyImportCompression, value: word("auto none gz xz zst bz2")},
+		{key: KeyImportArchive, value: word("none tar ova").later("none")},
+		{key: KeyImportMember, value: text(MaxText).later("")},
+		{key: KeyImportChecksum, value: text(MaxText)},
+		{key: KeyImportCA, value: object},
+		{key: KeyImportSecret, value: object},
+		{key: KeyImportHeaders, value: text(MaxText), lines: true},
+		{key: KeyImportInsecure, value: boolean()},
+		{key: Prefix + "import-headers-secret", value: text(MaxText).later("")},
+		{key: Prefix + "import-proxy", value: word("default none").later("default none")},
+		{key: KeyImportArch, value: word("amd64 arm64 s390x ppc64le riscv64").later("")},
+		{key: KeyImportMode, value: word("driver pod").later("driver")},
+		{key: Prefix + "import-pull", value: word("direct node").later("direct")},
+		{key: Prefix + "import-service-account", value: text(MaxText).later("")},
+		{key: Prefix + "import-sidecar", value: text(MaxText).later("")},
+		{key: Prefix + "import-cache", value: word("use bypass").later("use bypass")},
+		{key: KeyImportDeadline, value: duration("30m or 24h").or("0").wrong("is not a duration such as 30m or 24h")},
+		{key: Prefix + "import-paused", value: boolean().later("false")},
+	}
+}
+
+// ParseImport reads the import annotations of a claim. It returns nil where the claim is to be blank. dataSource says
+// that the claim has a native source, which excludes this one. All mistakes are returned at once.
+func ParseImport(annotations map[string]string, dataSource bool) (*Import, Errors) {
+	var errs Errors
+	wrong := func(key, text string) {
+		errs = append(errs, Error{Key: key, Text: quoteKey(key) + ": " + quote(annotations[key]) + ": " + text})
+	}
+	checkImportWords(annotations, wrong)
+	source := annotations[KeyImportSource]
+	if source == "" || source == "blank:" {
+		checkBlank(annotations, wrong)
+		return nil, errs.sorted()
+	}
+	if dataSource {
+		wrong(KeyImportSource, "cannot be combined with spec.dataSource")
+	}
+	if text := checkSource(source); text != "" {
+		wrong(KeyImportSource, text)
+	}
+	if sum := annotations[KeyImportChecksum]; sum != "" {
+		if text := checkChecksum(sum); text != "" {
+			wrong(KeyImportChecksum, text)
+		}
+	}
+	asked := &Import{
+		Source: source, Format: cmp.Or(annotations[KeyImportFormat], "auto"), Compression: cmp.Or(annotations[KeyImportCompression], "auto"),
+		Checksum: strings.ToLower(annotations[KeyImportChecksum]), CA: annotations[KeyImportCA], Secret: annotations[KeyImportSecret],
+		Insecure: annotations[KeyImportInsecure] == "true", Deadline: DefaultImportDeadline,
+	}
+	if asked.Format == "iso" {
+		asked.Format = "raw"
+	}
+	if text := annotations[KeyImportDeadline]; text != "" {
+		asked.Deadline = toDuration(text)
+	}
+	var bad string
+	if asked.Headers, bad = headerLines(annotations[KeyImportHeaders]); bad != "" {
+		wrong(KeyImportHeaders, bad)
+	}
+	return asked, errs.sorted()
+}
+
+func checkImportWords(annotations map[string]string, wrong func(key, text string)) {
+	rows := importRows()
+	for _, row := range rows {
+		value, written := annotations[row.key]
+		if !written || value == "" {
+			continue
+		}
+		if row.lines {
+			value = strings.ReplaceAll(value, "\n", " ")
+		}
+		if text := row.value.Check(value); text != "" {
+			wrong(row.key, text)
+		}
+	}
+	programs := []string{
+		KeyImportPhase, KeyImportProgress, KeyImportBytes, KeyImportMessage, KeyImportRestarts, KeyImportDigest, KeyImportInfo,
+	}
+	for _, key := range slices.Sorted(maps.Keys(annotations)) {
+		known := slices.ContainsFunc(rows, func(r importRow) bool { return r.key == key }) || slices.Contains(programs, key)
+		if !strings.HasPrefix(key, Prefix+"import-") || known {
+			continue
+		}
+		keys := make([]string, len(rows))
+		for i, row := range rows {
+			keys[i] = row.key
+		}
+		wrong(key, "unknown key"+nearestSuffix(key, keys))
+	}
+}
+
+// checkBlank refuses what makes no sense without content (ST-058).
+func checkBlank(annotations map[string]string, wrong func(key, text string)) {
+	for _, key := range []string{KeyImportChecksum, KeyImportSecret, KeyImportCA, KeyImportHeaders} {
+		if annotations[key] != "" {
+			wrong(key, "a blank volume has no source; set "+KeyImportSource)
+		}
+	}
+}
+
+func checkSource(source string) string {
+	schemes := []string{"http", "https", "s3", "gs", "docker", "nbd", "nbds", "pvc", "snapshot", "boot", "upload", "blank"}
+	parsed, err := url.Parse(source)
+	if err != nil || !slices.Contains(schemes, parsed.Scheme) {
+		scheme, _, _ := strings.Cut(source, ":")
+		return "scheme not one of " + strings.Join(schemes, ", ") + nearestSuffix(scheme, schemes)
+	}
+	if parsed.Scheme != "http" && parsed.Scheme != "https" {
+		return parsed.Scheme + ": " + NotYet
+	}
+	if parsed.User != nil {
+		return "a password in the URL; use " + KeyImportSecret
+	}
+	if parsed.Hostname() == "" {
+		return "no host in the URL"
+	}
+	return ""
+}
+
+func checkChecksum(sum string) string {
+	algorithm, digits, ok := strings.Cut(sum, ":")
+	lengths := map[string]int{"sha256": 64, "sha512": 128, "sha1": 40, "md5": 32}
+	words := []string{"sha256", "sha512", "sha1", "md5"}
+	switch want := lengths[algorithm]; {
+	case algorithm == "http" || algorithm == "https":
+		return "a URL of a sums file: " + NotYet
+	case !ok || want == 0:
+		return "not ALGORITHM:HEX with one of " + strings.Join(words, ", ") + nearestSuffix(algorithm, words)
+	case len(digits) != want:
+		return algorithm + " needs " + strconv.Itoa(want) + " hex digits, got " + strconv.Itoa(len(digits))
+	}
+	if _, err := hex.DecodeString(digits); err != nil {
+		return algorithm + ": not hex digits"
+	}
+	return ""
+}
+
+// headerLines divides "Name: value" lines; bad says which line is none.
+func headerLines(text string) (lines []string, bad string) {
+	n := 0
+	for line := range strings.Lines(text) {
+		n++
+		line = strings.TrimRight(line, "\r\n")
+		if line == "" {
+			continue
+		}
+		name, value, ok := strings.Cut(line, ":")
+		if !ok || name == "" || strings.ContainsFunc(name, notToken) || strings.ContainsFunc(value, isControl) {
+			return nil, "line " + strconv.Itoa(n) + ` is not "Name: value"`
+		}
+		lines = append(lines, line)
+	}
+	return lines, ""
+}
+
+// notToken reports characters that the name of an HTTP header cannot have (RFC 9110, 5.6.2).
+func notToken(r rune) bool {
+	letter := 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9'
+	return !letter && !strings.ContainsRune("!#$%&'*+-.^_`|~", r)
+}

@@ -1,0 +1,83 @@
+package api
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestParseImport(t *testing.T) {
+	const url = "https://images.example.org/a.qcow2.xz"
+	for name, row := range map[string]struct {
+		annotations map[string]string
+		dataSource  bool
+		want        *Import
+		errs        []string
+	}{
+		"nothing is blank": {},
+		"blank":            {annotations: map[string]string{KeyImportSource: "blank:"}},
+		"blank with a checksum": {
+			annotations: map[string]string{KeyImportSource: "blank:", KeyImportChecksum: "sha256:" + strings.Repeat("a", 64)},
+			errs:        []string{"a blank volume has no source"},
+		},
+		"defaults": {
+			annotations: map[string]string{KeyImportSource: url},
+			want:        &Import{Source: url, Format: "auto", Compression: "auto", Deadline: 24 * time.Hour},
+		},
+		"everything": {
+			annotations: map[string]string{
+				KeyImportSource: url, KeyImportFormat: "qcow2", KeyImportCompression: "xz", KeyImportChecksum: "sha1:" + strings.Repeat("A", 40),
+				KeyImportCA: "example-ca", KeyImportSecret: "login", KeyImportHeaders: "X-A: b\nX-C: d", KeyImportInsecure: "true",
+				KeyImportDeadline: "0", KeyImportProgress: "1.0%",
+			},
+			want: &Import{
+				Source: url, Format: "qcow2", Compression: "xz", Checksum: "sha1:" + strings.Repeat("a", 40), CA: "example-ca", Secret: "login",
+				Headers: []string{"X-A: b", "X-C: d"}, Insecure: true,
+			},
+		},
+		"iso is raw": {
+			annotations: map[string]string{KeyImportSource: url, KeyImportFormat: "iso"},
+			want:        &Import{Source: url, Format: "raw", Compression: "auto", Deadline: 24 * time.Hour},
+		},
+		"all mistakes at once": {
+			annotations: map[string]string{
+				KeyImportSource: "htp://x/y", KeyImportFormat: "qcow", KeyImportCompression: "zip", KeyImportDeadline: "1 day",
+				KeyImportChecksum: "sha256:" + strings.Repeat("a", 60), KeyImportHeaders: "X-A: b\nnonsense", Prefix + "import-cheksum": "x",
+			},
+			errs: []string{
+				`podvirt.dev/import-checksum: "sha256:` + strings.Repeat("a", 60) + `": sha256 needs 64 hex digits, got 60`,
+				`podvirt.dev/import-cheksum: "x": unknown key; nearest: podvirt.dev/import-checksum`,
+				`podvirt.dev/import-compression: "zip": not one of auto, none, gz, xz, zst, bz2`,
+				`podvirt.dev/import-deadline: "1 day": is not a duration such as 30m or 24h`,
+				`podvirt.dev/import-format: "qcow": not one of auto, raw, iso, qcow2, vmdk, vdi, vhd, vhdx; nearest: qcow2`,
+				`podvirt.dev/import-headers: "X-A: b\nnonsense": line 2 is not "Name: value"`,
+				`scheme not one of http, https, s3, gs, docker, nbd, nbds, pvc, snapshot, boot, upload, blank; nearest: http`,
+			},
+		},
+		"password":  {annotations: map[string]string{KeyImportSource: "https://u:p@h/x"}, errs: []string{"a password in the URL; use podvirt.dev/import-secret"}},
+		"no host":   {annotations: map[string]string{KeyImportSource: "https:///x"}, errs: []string{"no host in the URL"}},
+		"not yet":   {annotations: map[string]string{KeyImportSource: "nbd://h/x"}, errs: []string{"nbd: not supported by this version"}},
+		"vmdk":      {annotations: map[string]string{KeyImportSource: url, KeyImportFormat: "vmdk"}, errs: []string{"not supported by this version"}},
+		"two kinds": {annotations: map[string]string{KeyImportSource: url}, dataSource: true, errs: []string{"cannot be combined with spec.dataSource"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, errs := ParseImport(row.annotations, row.dataSource)
+			if len(errs) != len(row.errs) {
+				t.Fatalf("errors = %v; want %d", errs, len(row.errs))
+			}
+			for i, want := range row.errs {
+				if !strings.Contains(errs[i].Text, want) {
+					t.Errorf("error %d = %q; want %q", i, errs[i].Text, want)
+				}
+			}
+			if len(errs) > 0 {
+				return
+			}
+			if diff := cmp.Diff(row.want, got); diff != "" {
+				t.Errorf("(-want,+got):\n%s", diff)
+			}
+		})
+	}
+}
