@@ -2,10 +2,12 @@ package program
 
 import (
 	"context"
+	"fmt"
 	"time"
 
 	"k8s.io/klog/v2"
 
+	"podvirt.dev/internal/vmstatus"
 	"podvirt.dev/launcher/internal/disks"
 	"podvirt.dev/launcher/internal/domain"
 	"podvirt.dev/launcher/internal/virt"
@@ -24,6 +26,7 @@ type growth struct {
 	disks  func() (pid int, list []domain.Disk)
 	domain func() (virt.Domain, error)
 	size   func(domain.Disk) (int64, error)
+	tell   func(reason, message string)
 
 	pid     int
 	known   map[string]int64     // by source, what QEMU knows
@@ -34,7 +37,7 @@ type growth struct {
 // growth follows the disks of the instance. adopted means that QEMU runs already.
 func (i *instance) growth(adopted bool) *growth {
 	return &growth{
-		adopted: adopted, size: disks.Size, domain: i.machine.Domain,
+		adopted: adopted, size: disks.Size, domain: i.machine.Domain, tell: i.outside.news.Add,
 		disks: func() (int, []domain.Disk) {
 			i.mu.Lock()
 			defer i.mu.Unlock()
@@ -94,5 +97,6 @@ func (g *growth) one(ctx context.Context, d virt.Domain, disk domain.Disk, now t
 	g.known[disk.Source] = size
 	if known {
 		logger.Info("a disk has grown", "from", was, "to", size)
+		g.tell(vmstatus.Resized, fmt.Sprintf("disk %s has grown to %d MiB", disk.Options.Name, size>>20))
 	}
 }

@@ -23,11 +23,13 @@ func TestGrowth(t *testing.T) {
 	if err := dom.Start(); err != nil {
 		t.Fatal(err)
 	}
-	pid, size, failure := 7, int64(100), error(nil)
+	pid, size, failure := 7, int64(100<<20), error(nil)
+	var told []string
 	g := &growth{
 		disks:  func() (int, []domain.Disk) { return pid, list },
 		domain: func() (virt.Domain, error) { return refusing{dom, &failure}, nil },
 		size:   func(domain.Disk) (int64, error) { return size, nil },
+		tell:   func(reason, message string) { told = append(told, reason+": "+message) },
 	}
 	now := time.Now()
 	look := func(after time.Duration) {
@@ -42,27 +44,30 @@ func TestGrowth(t *testing.T) {
 	}
 	look(time.Second)
 	expect("at the start")
-	size = 200
+	size = 200 << 20
 	look(time.Second)
 	look(time.Second)
-	first := "resize /vm/disks/data/disk.img 200"
+	first := "resize /vm/disks/data/disk.img 209715200"
 	expect("grown", first)
-	failure, size = errors.New("busy"), 300
+	failure, size = errors.New("busy"), 300<<20
 	look(time.Second)
 	failure = nil
 	look(time.Second)
 	expect("refused a moment ago", first)
 	look(resizeRetry)
-	second := "resize /vm/disks/data/disk.img 300"
+	second := "resize /vm/disks/data/disk.img 314572800"
 	expect("asked again", first, second)
-	pid, size = 8, 400
+	pid, size = 8, 400<<20
 	look(time.Second)
 	expect("a new QEMU knows it", first, second)
 
-	g = &growth{adopted: true, disks: g.disks, domain: g.domain, size: g.size}
+	g = &growth{adopted: true, disks: g.disks, domain: g.domain, size: g.size, tell: g.tell}
 	look(time.Second)
 	look(time.Second)
-	expect("adopted", first, second, "resize /vm/disks/data/disk.img 400")
+	expect("adopted", first, second, "resize /vm/disks/data/disk.img 419430400")
+	if want := []string{"Resized: disk data has grown to 200 MiB", "Resized: disk data has grown to 300 MiB"}; !slices.Equal(told, want) {
+		t.Errorf("told %q; want %q", told, want)
+	}
 }
 
 // refusing fails to resize as long as it is told to.

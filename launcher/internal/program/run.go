@@ -182,6 +182,7 @@ func (i *instance) goOn(ctx context.Context, earlier *mark) lifecycle.Outcome {
 		klog.FromContext(ctx).Error(err, "what belongs to the running guest is not all there again")
 	}
 	i.begun()
+	i.outside.news.Adopt(state == virt.StatePaused)
 	klog.FromContext(ctx).Info("the running guest is back", "state", state, "pid", earlier.PID)
 	return i.machine.Run(ctx, dom, earlier.Started)
 }

@@ -16,8 +16,10 @@ import (
 
 	"podvirt.dev/api"
 	"podvirt.dev/internal/nl"
+	"podvirt.dev/internal/vmstatus"
 	"podvirt.dev/launcher/internal/agent"
 	"podvirt.dev/launcher/internal/domain"
+	"podvirt.dev/launcher/internal/news"
 	"podvirt.dev/launcher/internal/nics"
 	"podvirt.dev/launcher/internal/probe"
 	"podvirt.dev/launcher/internal/status"
@@ -29,6 +31,7 @@ type outside struct {
 	*instance
 	guest  *agent.Cache
 	prober *probe.Prober
+	news   *news.Log
 }
 
 var _ status.Source = (*outside)(nil)
@@ -37,6 +40,7 @@ func newOutside(i *instance) *outside {
 	client := func() (probe.Guest, error) { return i.client() }
 	return &outside{
 		instance: i, guest: agent.NewCache(i.client, time.Now), prober: probe.New(i.probed, client, time.Now),
+		news: news.New(time.Now),
 	}
 }
 
@@ -65,8 +69,15 @@ func (o *outside) run(ctx context.Context, beside *sync.WaitGroup) {
 	})
 }
 
-// notify asks the guest agent as soon as it is there, or gone.
+// notify keeps what is new, and asks the guest agent as soon as it is there, or gone.
 func (o *outside) notify(e virt.Event) {
+	o.mu.Lock()
+	if e.Device != "" {
+		e.Device = domain.DiskOfAlias(e.Device, o.disks)
+	}
+	onCrash := o.policy.OnCrash
+	o.mu.Unlock()
+	o.news.Follow(o.machine.Status(), e, onCrash)
 	if e.Kind == virt.EventAgentConnected || e.Kind == virt.EventAgentGone {
 		o.guest.Wake()
 	}
@@ -94,7 +105,7 @@ func (o *outside) Probe(ctx context.Context, r probe.Request) error { return o.p
 func (o *outside) Status() any { return o.view() }
 
 // conditions are those that the launcher decides.
-func (o *outside) conditions(s statusView) []status.Condition {
+func (o *outside) conditions(s vmstatus.Status) []vmstatus.Condition {
 	return status.Conditions(status.Facts{
 		State: s.State, Reason: s.Reason, Accelerator: o.vm.CPU.Accelerator, RebootLoop: s.RebootLoop,
 		AgentConnected: s.AgentConnected, AgentVersion: o.guest.Last().Version,

@@ -10,12 +10,12 @@ import (
 
 	"podvirt.dev/api"
 	"podvirt.dev/internal/cli"
+	"podvirt.dev/internal/vmstatus"
 	"podvirt.dev/launcher/internal/agent"
 	"podvirt.dev/launcher/internal/control"
 	"podvirt.dev/launcher/internal/domain"
 	"podvirt.dev/launcher/internal/lifecycle"
 	"podvirt.dev/launcher/internal/probe"
-	"podvirt.dev/launcher/internal/status"
 	"podvirt.dev/launcher/internal/virt"
 )
 
@@ -50,46 +50,6 @@ func plain(do func(context.Context) error) control.Verb {
 	return func(ctx context.Context, _ url.Values) (control.Answer, error) { return control.Answer{}, do(ctx) }
 }
 
-// statusView is what launcher ctl status -o json prints.
-type statusView struct {
-	Name           string         `json:"name"`
-	Namespace      string         `json:"namespace"`
-	UUID           string         `json:"uuid,omitempty"`
-	State          api.State      `json:"state"`
-	Reason         string         `json:"reason,omitempty"`
-	Accelerator    string         `json:"accelerator"`
-	VCPUs          int            `json:"vcpus"`
-	MemoryMiB      int64          `json:"memoryMiB"`
-	OverheadMiB    int64          `json:"overheadMiB"` // what limits.memory must hold beyond it (vm.md 2.5)
-	Started        *time.Time     `json:"started,omitempty"`
-	Boots          int            `json:"boots"`
-	GuestReboots   int            `json:"guestReboots"`
-	RebootLoop     bool           `json:"rebootLoop,omitempty"`
-	WatchdogFired  int            `json:"watchdogFired"`
-	AgentConnected bool           `json:"agentConnected"`
-	QEMU           int            `json:"qemuPID,omitempty"`
-	IOErrors       map[string]int `json:"ioErrors,omitempty"`
-	NICs           []nicView      `json:"nics,omitempty"`
-	StartSeconds   map[string]any `json:"startSeconds,omitempty"`
-	ConsoleDropped int64          `json:"consoleDroppedBytes"`
-	Warnings       []string       `json:"warnings,omitempty"`
-
-	Launcher     string             `json:"launcher"` // version of this program
-	AgentVersion string             `json:"agentVersion,omitempty"`
-	GuestOS      string             `json:"guestOS,omitempty"` // as the guest agent says it
-	Conditions   []status.Condition `json:"conditions"`
-}
-
-type nicView struct {
-	Name    string   `json:"name"`
-	Pod     string   `json:"pod"`
-	Guest   string   `json:"guest,omitempty"` // name in the guest, where the agent says it
-	MAC     string   `json:"mac"`
-	IPs     []string `json:"ips,omitempty"` // with prefix
-	Binding string   `json:"binding"`
-	Source  string   `json:"source,omitempty"` // of ips: guest-agent or dhcp
-}
-
 func (i *instance) status(context.Context, url.Values) (control.Answer, error) {
 	v := i.view()
 	text := fmt.Sprintf("%s/%s: %s", v.Namespace, v.Name, v.State)
@@ -102,16 +62,17 @@ func (i *instance) status(context.Context, url.Values) (control.Answer, error) {
 	return control.Of(text+"\n", v)
 }
 
-func (i *instance) view() statusView {
+// view is the document of launcher ctl status -o json and of /status.
+func (i *instance) view() vmstatus.Status {
 	s := i.machine.Status()
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	v := statusView{
+	v := vmstatus.Status{
 		Name: i.vm.ID, Namespace: i.vm.Namespace, UUID: i.vm.UUID, State: s.State, Reason: s.Reason,
 		Accelerator: string(i.vm.CPU.Accelerator), VCPUs: i.vm.VCPUs, MemoryMiB: int64(i.vm.Memory.Guest),
 		OverheadMiB: int64(i.vm.Overhead), Launcher: cli.Version,
 		Boots: s.Boots, GuestReboots: s.GuestReboots, RebootLoop: s.RebootLoop, WatchdogFired: s.WatchdogFired,
-		AgentConnected: s.AgentConnected, QEMU: i.mark.PID, Warnings: i.vm.Warnings, StartSeconds: map[string]any{},
+		AgentConnected: s.AgentConnected, QEMU: i.mark.PID, Warnings: i.vm.Warnings, StartSeconds: map[string]float64{},
 	}
 	if !s.Started.IsZero() {
 		v.Started = &s.Started
@@ -126,7 +87,7 @@ func (i *instance) view() statusView {
 		v.IOErrors[domain.DiskOfAlias(device, i.disks)] = n
 	}
 	for _, n := range i.network.list() {
-		nic := nicView{Name: n.Name, Pod: n.Interface, MAC: n.MAC.String(), Binding: n.Binding}
+		nic := vmstatus.NIC{Name: n.Name, Pod: n.Interface, MAC: n.MAC.String(), Binding: n.Binding}
 		nic.Guest, nic.IPs, nic.Source = i.outside.addresses(n)
 		v.NICs = append(v.NICs, nic)
 	}
@@ -136,6 +97,7 @@ func (i *instance) view() statusView {
 	last := i.outside.guest.Last()
 	v.AgentVersion, v.GuestOS = last.Version, last.OS.PrettyName
 	v.Conditions = i.outside.conditions(v)
+	v.Run, v.News = i.outside.news.List()
 	return v
 }
 

@@ -6,15 +6,8 @@ import (
 	"strings"
 
 	"podvirt.dev/api"
+	"podvirt.dev/internal/vmstatus"
 )
-
-// Condition is one condition of the VM Pod as the controller copies it (spec vm.md 2.8).
-type Condition struct {
-	Type    string `json:"type"`
-	Status  string `json:"status"` // True or False
-	Reason  string `json:"reason,omitempty"`
-	Message string `json:"message,omitempty"`
-}
 
 // Facts are what conditions are made of.
 type Facts struct {
@@ -31,8 +24,8 @@ type Facts struct {
 }
 
 // Conditions returns the conditions that the launcher decides, in the order of their types.
-func Conditions(f Facts) []Condition {
-	list := []Condition{
+func Conditions(f Facts) []vmstatus.Condition {
+	list := []vmstatus.Condition{
 		{Type: api.ConditionAgentConnected, Status: word(f.AgentConnected), Message: f.AgentVersion},
 		diskError(f),
 		guestRunning(f),
@@ -46,8 +39,8 @@ func Conditions(f Facts) []Condition {
 }
 
 // guestRunning also carries what is wrong with a guest that runs: there is no condition of its own for that.
-func guestRunning(f Facts) Condition {
-	c := Condition{Type: api.ConditionGuestRunning, Status: word(f.State == api.StateRunning), Reason: pascal(string(f.State))}
+func guestRunning(f Facts) vmstatus.Condition {
+	c := vmstatus.Condition{Type: api.ConditionGuestRunning, Status: word(f.State == api.StateRunning), Reason: pascal(string(f.State))}
 	var notes []string
 	if f.RebootLoop {
 		c.Reason = "RebootLoop"
@@ -60,9 +53,9 @@ func guestRunning(f Facts) Condition {
 	return c
 }
 
-func diskError(f Facts) Condition {
+func diskError(f Facts) vmstatus.Condition {
 	if len(f.IOErrors) == 0 {
-		return Condition{Type: api.ConditionDiskError, Status: word(false)}
+		return vmstatus.Condition{Type: api.ConditionDiskError, Status: word(false)}
 	}
 	disks := make([]string, 0, len(f.IOErrors))
 	for disk, n := range f.IOErrors {
@@ -73,7 +66,7 @@ func diskError(f Facts) Condition {
 	if f.LastIOError != "" {
 		message += "; last: " + f.LastIOError
 	}
-	return Condition{Type: api.ConditionDiskError, Status: word(true), Reason: "IOError", Message: message}
+	return vmstatus.Condition{Type: api.ConditionDiskError, Status: word(true), Reason: "IOError", Message: message}
 }
 
 func word(yes bool) string {

@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/common/model"
 
 	"podvirt.dev/api"
+	"podvirt.dev/internal/vmstatus"
 	"podvirt.dev/launcher/internal/agent"
 	"podvirt.dev/launcher/internal/probe"
 	"podvirt.dev/launcher/internal/virt"
@@ -229,7 +230,7 @@ func TestConditions(t *testing.T) {
 			}
 		})
 	}
-	if text, err := json.Marshal(Condition{Type: "t", Status: "True"}); err != nil || string(text) != `{"type":"t","status":"True"}` {
+	if text, err := json.Marshal(vmstatus.Condition{Type: "t", Status: "True"}); err != nil || string(text) != `{"type":"t","status":"True"}` {
 		t.Errorf("%s, %v", text, err)
 	}
 }
