@@ -44,6 +44,7 @@ type CPUFacts struct {
 	HyperV      []string            `json:"hyperv,omitempty"`
 	Security    map[string]Security `json:"security,omitempty"`
 	Machines    []string            `json:"machines,omitempty"`
+	NICs        []string            `json:"nics,omitempty"` // NIC models of network.md 2.2; none: taken by a program that did not look
 	Firmware    []string            `json:"firmware,omitempty"`
 	Realtime    bool                `json:"realtime"`
 	Problems    []string            `json:"problems"`

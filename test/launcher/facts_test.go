@@ -16,6 +16,8 @@ qemu-system-x86_64 -machine help | sed -n 's/^\([a-z0-9.-]*\) .*/\1/p' | grep -v
 echo
 printf '%s\n' '{"execute":"qmp_capabilities"}' '{"execute":"query-cpu-definitions"}' '{"execute":"quit"}' |
   qemu-system-x86_64 -machine none -accel tcg -nodefaults -display none -qmp stdio
+printf '%s\n' '{"execute":"qmp_capabilities"}' '{"execute":"qom-list-types","arguments":{"implements":"pci-device"}}' '{"execute":"quit"}' |
+  qemu-system-x86_64 -machine none -accel tcg -nodefaults -display none -qmp stdio | tr '{' '\n' | sed -n 's/.*"name": "\([^"]*\)".*/device \1/p'
 `
 
 // TestFactsAreQEMUs compares the models and machine types of the facts with what QEMU says without libvirt in between: a
@@ -42,6 +44,12 @@ func TestFactsAreQEMUs(t *testing.T) {
 		versioned := strings.HasPrefix(machine, "pc-") || machine == "microvm"
 		if versioned && !slices.Contains(facts.Machines, machine) {
 			t.Errorf("machine %s of QEMU is missing", machine)
+		}
+	}
+	for _, model := range []string{"e1000", "e1000e", "igb", "rtl8139", "vmxnet3", "ne2k_pci", "pcnet", "virtio-net-pci"} { // NW-005
+		name := strings.TrimSuffix(model, "-net-pci")
+		if has := slices.Contains(lines, "device "+model); has != slices.Contains(facts.NICs, name) {
+			t.Errorf("QEMU has the NIC model %s: %t; the facts have %s", name, has, facts.NICs)
 		}
 	}
 	usable := usableModels(t, lines[2:])

@@ -189,7 +189,7 @@ func sameText(a, b func() (string, error)) bool {
 
 // sorted returns the facts with their lists in order, as the contract has them.
 func sorted(f api.CPUFacts) api.CPUFacts {
-	for _, list := range []*[]string{&f.Adds, &f.Removes, &f.Models, &f.Features, &f.HyperV, &f.Machines, &f.Firmware} {
+	for _, list := range []*[]string{&f.Adds, &f.Removes, &f.Models, &f.Features, &f.HyperV, &f.Machines, &f.NICs, &f.Firmware} {
 		*list = slices.Sorted(slices.Values(*list))
 	}
 	return f

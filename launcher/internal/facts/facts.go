@@ -78,6 +78,9 @@ func (c Collector) CPU(ctx context.Context) (api.CPUFacts, error) {
 		} else {
 			f = asked
 		}
+		if f.NICs, err = c.Prober.nics(ctx); err != nil {
+			problems = append(problems, "NIC models: "+err.Error())
+		}
 	}
 	f.Accelerator = accelerator
 	f.Problems = bound(problems)

@@ -116,7 +116,9 @@ func emulator(t *testing.T, script string) string {
 }
 
 const (
-	lives  = "printf RPLCIT; exit 33\n"
+	lists = "case \"$*\" in *'-device help') printf 'name \"igb\", bus PCI\\n" +
+		"name \"e1000\", bus PCI, alias \"e1000-82540em\"\\nname \"pcnet\", bus ISA\\n'; exit;; esac; "
+	lives  = lists + "printf RPLCIT; exit 33\n"
 	silent = "printf R; exec sleep 60\n"
 	aborts = "echo warning: old >&2; case \"$*\" in *'-cpu host'*) echo 'kvm_buf_set_msrs: Assertion failed.' >&2; exit 134;; esac; " + lives
 )
@@ -148,7 +150,7 @@ func TestCPU(t *testing.T) {
 		Models: []string{"Opteron_G1-v1", "qemu64"}, Features: []string{"aes", "sse2", "x2apic"}, PhysBits: 48, MaxVCPUs: 4096,
 		TSC: &api.TSC{Hz: 2596126000}, HyperV: []string{"emsr-bitmap", "spinlocks", "vendor-id"},
 		Security: map[string]api.Security{"sev": {Guests: 494}, "sev-es": {Guests: 15}, "sev-snp": {Guests: 15}},
-		Machines: []string{"microvm", "pc-i440fx-10.0", "pc-q35-10.0"}, Firmware: []string{"bios", "uefi", "uefi-secure-boot"},
+		Machines: []string{"microvm", "pc-i440fx-10.0", "pc-q35-10.0"}, NICs: []string{"e1000", "igb"}, Firmware: []string{"bios", "uefi", "uefi-secure-boot"},
 		Problems: []string{},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -336,7 +338,7 @@ func TestCommand(t *testing.T) {
 		{"both", p, "--virt-type tcg", 0, 2, `"accelerator":"tcg"`},
 		{"CPU", p, "--virt-type tcg --only cpu --launcher-digest sha256:1", 0, 1, `"launcher":"sha256:1"`},
 		{"NUMA", p, "--only numa", 0, 1, `"cells":[`},
-		{"text", p, "--virt-type tcg -o text --only cpu", 0, 24, "models       Opteron_G1-v1 qemu64\n"},
+		{"text", p, "--virt-type tcg -o text --only cpu", 0, 25, "models       Opteron_G1-v1 qemu64\n"},
 		{"no accelerator", dead, "--virt-type tcg --only cpu", 1, 1, `"accelerator":"none"`},
 		{"unknown flag", p, "--verbose", 2, 0, "--verbose"},
 		{"unknown accelerator", p, "--virt-type xen", 2, 0, "not one of kvm, tcg"},

@@ -27,7 +27,7 @@ func TestWatcher(t *testing.T) {
 		t.Fatal(err)
 	}
 	runs := filepath.Join(t.TempDir(), "runs")
-	script := "echo >>" + runs + "\n" + lives
+	script := lists + "echo >>" + runs + "\n" + lives
 	dir := t.TempDir()
 	c := collector(t, machine(), script, hypervisor{})
 	c.Root, c.Prober.Root, c.Wanted = fsys, fsys, []api.Accelerator{api.AcceleratorTCG}

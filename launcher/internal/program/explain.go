@@ -85,6 +85,7 @@ func refusals() []struct {
 		{regexp.MustCompile(`Unknown CPU model ([^\n]*)`), api.ReasonNodeLacks, "no such CPU model on this node: $1"},
 		{regexp.MustCompile(`(?i)the machine type '?([^' ]*)'? (?:is not supported|does not exist)|unsupported machine type '?([^' \n]*)`),
 			api.ReasonNodeLacks, "$0"},
+		{regexp.MustCompile(`'([^' ]*)' is not a valid device model name`), api.ReasonNodeLacks, "this QEMU has no device $1"},
 		{regexp.MustCompile(`cannot set up guest memory '[^']*': ([^\n]*)`), api.ReasonNodeLacks, "guest memory: $1"},
 	}
 }

@@ -1,6 +1,10 @@
 package program
 
-import "testing"
+import (
+	"testing"
+
+	"podvirt.dev/api"
+)
 
 // TestLastWords: what QEMU said last, and hints with what they explain.
 func TestLastWords(t *testing.T) {
@@ -16,5 +20,14 @@ func TestLastWords(t *testing.T) {
 		if got := lastWords(test.text); got != test.want {
 			t.Errorf("%s: %q, want %q", test.name, got, test.want)
 		}
+	}
+}
+
+// TestMissingDevice: a NIC model that this QEMU was built without is the node's lack (NW-005). The line is QEMU 7.2's.
+func TestMissingDevice(t *testing.T) {
+	const line = "internal error: qemu closed: 2026-11-20T12:15:16Z qemu-system-x86_64: -device igb: 'igb' is not a valid device model name"
+	got := hypervisorRefused(line)
+	if got.Reason != api.ReasonNodeLacks || got.Text != "this QEMU has no device igb" {
+		t.Errorf("%+v", got)
 	}
 }

@@ -21,6 +21,7 @@ type facts struct {
 	models   *words
 	features *words
 	maxVCPUs int
+	nics     *words // NIC models; empty: nothing is known
 }
 
 // words is a set of words that many Nodes share.
@@ -56,6 +57,7 @@ func (r *reader) read(raw string) *facts {
 		models:   r.share(cpu.Models),
 		features: r.share(cpu.Features),
 		maxVCPUs: cpu.MaxVCPUs,
+		nics:     r.share(cpu.NICs),
 	}
 }
 

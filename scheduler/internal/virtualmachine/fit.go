@@ -36,6 +36,11 @@ func fits(want *request, have *facts, bootID string, requireFacts bool) []string
 	for _, feature := range want.features {
 		reasons = append(reasons, againstFeature(feature, have)...)
 	}
+	for _, model := range want.nics {
+		if have.nics.Len() > 0 && !have.nics.Has(model) {
+			reasons = append(reasons, fmt.Sprintf("NIC model %s not usable", model))
+		}
+	}
 	if have.maxVCPUs > 0 && want.vcpus > have.maxVCPUs {
 		reasons = append(reasons, reasonVCPUs+want.hints.vcpus)
 	}

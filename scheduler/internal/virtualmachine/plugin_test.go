@@ -143,7 +143,7 @@ func TestPlacement(t *testing.T) {
 	old := testNode(t, "old", nil)
 	modern := testNode(t, "modern", func(c *api.CPUFacts) {
 		c.Models = append(c.Models, "Haswell")
-		c.Features = append(c.Features, "avx2")
+		c.Features, c.NICs = append(c.Features, "avx2"), []string{"e1000e", "virtio"}
 	})
 	emulated := testNode(t, "emulated", func(c *api.CPUFacts) { c.Accelerator = api.AcceleratorTCG })
 	stale := testNode(t, "stale", func(c *api.CPUFacts) { c.Boot = "another" })
@@ -179,6 +179,15 @@ func TestPlacement(t *testing.T) {
 			"old": {"CPU model Haswell-v3 not usable; nearest: Haswell"}, "modern": {"CPU model Haswell-v3 not usable; nearest: Haswell"},
 			"stale": {reasonStaleFacts}, "bare": {reasonNoFacts},
 			"emulated": {"accelerator kvm not usable", "CPU model Haswell-v3 not usable; nearest: Haswell"},
+		}},
+		"a NIC model that one node is known to lack": {map[string]string{"nic.default": "model=pcnet"}, map[string][]string{
+			"modern": {"NIC model pcnet not usable"}, "emulated": {"accelerator kvm not usable"}, "stale": {reasonStaleFacts}, "bare": {reasonNoFacts},
+		}},
+		"a NIC model that it has": {map[string]string{"nic.default": "model=e1000e"}, map[string][]string{
+			"emulated": {"accelerator kvm not usable"}, "stale": {reasonStaleFacts}, "bare": {reasonNoFacts},
+		}},
+		"a NIC that stays the Pod's": {map[string]string{"nic.default": "model=pcnet,binding=none"}, map[string][]string{
+			"emulated": {"accelerator kvm not usable"}, "stale": {reasonStaleFacts}, "bare": {reasonNoFacts},
 		}},
 		"a model in the wrong case": {map[string]string{"cpu-model": "haswell"}, map[string][]string{
 			"": {`podvirt.dev/cpu-model: "haswell": no such model; nearest: Haswell`},

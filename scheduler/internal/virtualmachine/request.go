@@ -18,6 +18,7 @@ type request struct {
 	model       string
 	features    []api.CPUFeature
 	vcpus       int
+	nics        []string // models of the NICs other than virtio, sorted, each once
 	memory      demand
 	shape       string // what a kubelet may refuse it for; "" while no kubelet has refused anything
 
@@ -46,8 +47,21 @@ func newRequest(pod *corev1.Pod, config api.Config) (*request, error) {
 		model:       machine.CPU.Model,
 		features:    machine.CPU.Features,
 		vcpus:       machine.VCPUs,
+		nics:        nicModels(machine),
 		memory:      demandOf(machine),
 	}, nil
+}
+
+// nicModels are the NIC models that a node may lack. Every QEMU has virtio.
+func nicModels(m api.Machine) []string {
+	var models []string
+	for _, n := range m.NICs {
+		if n.Model != "" && n.Model != "virtio" && n.Binding != api.BindingNone {
+			models = append(models, n.Model)
+		}
+	}
+	slices.Sort(models)
+	return slices.Compact(models)
 }
 
 // demandOf is what the VM needs of NUMA cells. Memory without huge pages is bound to no cell before the guest touches it.
@@ -74,5 +88,5 @@ func (r *request) signature() string {
 		features[i] = f.Name + "=" + string(f.Policy)
 	}
 	slices.Sort(features)
-	return fmt.Sprintf("%s %s %d %s", r.accelerator, r.model, r.vcpus, strings.Join(features, ","))
+	return fmt.Sprintf("%s %s %d %s %s", r.accelerator, r.model, r.vcpus, strings.Join(features, ","), strings.Join(r.nics, ","))
 }
