@@ -64,13 +64,21 @@ func guestSSH(ctx context.Context, ns *harness.Namespace, host, command string) 
 	return guestSSHAs(ctx, ns, "ops", host, command)
 }
 
+// guestSSHAs returns what a command in the guest prints, and an error unless it came whole: exec may lose the end of
+// what a container says, without an error (kubernetes/kubernetes#124571).
 func guestSSHAs(ctx context.Context, ns *harness.Namespace, user, host, command string) (string, error) {
+	const end = "that-was-all"
 	result, err := ns.TryExec(ctx, "client", "main", nil, "ssh", "-i", "/tmp/key", "-o", "StrictHostKeyChecking=no",
-		"-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=10", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", user+"@"+host, command)
+		"-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=10", "-o", "BatchMode=yes", "-o", "LogLevel=ERROR", user+"@"+host,
+		command+"\ncode=$?; echo "+end+"; exit $code")
 	if err == nil && result.Code != 0 {
 		err = fmt.Errorf("ssh ended with %d: %s", result.Code, result.Stderr)
 	}
-	return result.Stdout, err
+	out, whole := strings.CutSuffix(result.Stdout, end+"\n")
+	if err == nil && !whole {
+		err = fmt.Errorf("the answer has lost its end: %q", out)
+	}
+	return out, err
 }
 
 // putKey gives the client Pod the private key.
