@@ -110,8 +110,13 @@ func deviceSettings() []Setting {
 
 // importTargets are host patterns (*.example.org) and CIDRs.
 func importTargets() Value {
-	return pattern(`\*|(?:\*\.)?[A-Za-z0-9](?:[A-Za-z0-9.\-]{0,250}[A-Za-z0-9])?|[0-9.]{7,15}(?:/[0-9]{1,2})?|[0-9A-Fa-f:.]{2,45}(?:/[0-9]{1,3})?`,
-		"neither CIDR nor host pattern")
+	const (
+		host  = `\*|(?:\*\.)?[A-Za-z0-9](?:[A-Za-z0-9.\-]{0,250}[A-Za-z0-9])?`
+		octet = `(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])`
+		v4    = octet + `(?:\.` + octet + `){3}(?:/(?:3[0-2]|[12]?[0-9]))?`
+		v6    = `[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:.]{1,40}(?:/(?:12[0-8]|1[01][0-9]|[1-9]?[0-9]))?`
+	)
+	return pattern(host+"|"+v4+"|"+v6, "neither CIDR nor host pattern")
 }
 
 func storageSettings() []Setting {

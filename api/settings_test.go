@@ -54,8 +54,8 @@ func TestConfigErrors(t *testing.T) {
 		`data.network.v4-cidr: "10.0.2.0/31": /31 has no room for gateway and guest`,
 		`data.nodes.min-write-interval: "10ms": at least 1s`,
 		`data.rebalance: "on": not supported by this version`,
-		`data.storage.import.allow: "10.0.0.0/33": "10.0.0.0/33" is neither CIDR nor host pattern`,
-		`data.storage.import.deny: "10.0.0/8": "10.0.0/8" is neither CIDR nor host pattern`,
+		`data.storage.import.allow: "10.0.0.0/33": neither CIDR nor host pattern`,
+		`data.storage.import.deny: "10.0.0/8": neither CIDR nor host pattern`,
 		`data.tpyo: unknown key`,
 	}
 	var got []string
