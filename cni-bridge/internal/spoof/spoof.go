@@ -4,6 +4,7 @@
 package spoof
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -149,7 +150,8 @@ func Allowed(port string) ([]net.HardwareAddr, error) {
 	return macs, err
 }
 
-// elements returns the MACs of a port, and whether there are other ports.
+// elements returns the MACs of a port, each once, and whether there are other ports. The kernel lists elements twice while
+// it makes the set larger or smaller (lib/rhashtable.c, rhashtable_walk_next).
 func elements(conn *nftables.Conn, port string) (macs []net.HardwareAddr, others bool, err error) {
 	found, err := conn.GetSetElements(allowed())
 	if err != nil {
@@ -162,7 +164,12 @@ func elements(conn *nftables.Conn, port string) (macs []net.HardwareAddr, others
 		}
 		macs = append(macs, net.HardwareAddr(e.Key[unix.IFNAMSIZ:unix.IFNAMSIZ+sourceLength]))
 	}
-	return macs, others, nil
+	return once(macs), others, nil
+}
+
+func once(macs []net.HardwareAddr) []net.HardwareAddr {
+	slices.SortFunc(macs, func(a, b net.HardwareAddr) int { return bytes.Compare(a, b) })
+	return slices.CompactFunc(macs, func(a, b net.HardwareAddr) bool { return bytes.Equal(a, b) })
 }
 
 func name(port string) []byte {

@@ -96,3 +96,11 @@ func oneSourcePerPort(t *testing.T) {
 	}
 	expect("all released", "b", 9, true)
 }
+
+// TestOnce: what the kernel lists twice counts once; make soak-cni met it with 200 ports.
+func TestOnce(t *testing.T) {
+	a, b := net.HardwareAddr{2, 0, 0, 0, 0, 1}, net.HardwareAddr{2, 0, 0, 0, 0, 2}
+	if got := once([]net.HardwareAddr{b, a, b}); len(got) != 2 || got[0].String() != a.String() || got[1].String() != b.String() {
+		t.Errorf("%v", got)
+	}
+}
