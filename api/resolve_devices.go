@@ -347,8 +347,32 @@ func (r *resolver) bootOrder() []BootDevice {
 	}
 	for _, x := range all {
 		if x.n == 0 && x.d.Kind == "disk" {
-			r.m.Warnings = append(r.m.Warnings, fmt.Sprintf("%s%s: has no boot number while others have one: it will not be tried", Prefix, x.d))
+			r.warn(x.d, NoBootNumber)
 		}
 	}
+	r.warnOneHardDisk(order)
 	return order
+}
+
+func (r *resolver) warn(d BootDevice, text string) {
+	r.m.Warnings = append(r.m.Warnings, Prefix+d.String()+": "+text)
+}
+
+// warnOneHardDisk tells of numbered disks that BIOS leaves out: SeaBIOS puts one entry for all hard disks into its boot
+// order, which stands for the first of them (src/boot.c, add_bev).
+func (r *resolver) warnOneHardDisk(order []BootDevice) {
+	if r.m.Firmware.Kind != FirmwareBIOS {
+		return
+	}
+	var first string
+	for _, d := range order {
+		hard := d.Kind == "disk" && !slices.ContainsFunc(r.m.Disks, func(x Disk) bool { return x.Name == d.Name && x.Type == DiskTypeCDROM })
+		switch {
+		case !hard:
+		case first == "":
+			first = d.String()
+		default:
+			r.warn(d, OneHardDisk(first))
+		}
+	}
 }

@@ -178,6 +178,27 @@ func TestBootNumbers(t *testing.T) {
 	}
 }
 
+// TestOneHardDisk: BIOS leaves out every numbered hard disk but the first; UEFI none, and nobody a CD-ROM.
+func TestOneHardDisk(t *testing.T) {
+	for firmware, want := range map[string][]string{
+		"uefi": nil,
+		"bios": {"podvirt.dev/disk.a: bios tries one hard disk, the first, which is disk.b; firmware uefi tries all"},
+	} {
+		got, errs := Resolve(Pod{
+			Annotations: map[string]string{
+				KeyMemory: "1Gi", KeyFirmware: firmware, KeyDisk + "a": "boot=4", KeyDisk + "b": "boot=2", KeyDisk + "c": "boot=1", KeyNIC + "default": "boot=3",
+			},
+			Paths: []Path{{Path: "/vm/disks/a"}, {Path: "/vm/disks/b"}, {Path: "/vm/cdroms/c"}},
+		}, Config{})
+		if err := errs.Err(); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got.Warnings); diff != "" {
+			t.Errorf("%s: warnings (-want,+got):\n%s", firmware, diff)
+		}
+	}
+}
+
 func TestTerminationMessage(t *testing.T) {
 	var errs Errors
 	for i := range 100 {

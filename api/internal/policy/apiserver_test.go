@@ -35,7 +35,7 @@ type request struct {
 	subresource string
 	name        string
 	user        string
-	params      *corev1.ConfigMap
+	params      runtime.Object
 	allowed     func(authorizer.Attributes) bool
 }
 
@@ -141,11 +141,7 @@ func (v *validator) denied(t testing.TB, r request, budget int64) string {
 	t.Helper()
 	versioned := r.versioned(t)
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}
-	var params runtime.Object
-	if r.params != nil {
-		params = r.params
-	}
-	result := v.validator.Validate(t.Context(), versioned.GetResource(), versioned, params, namespace, budget, r)
+	result := v.validator.Validate(t.Context(), versioned.GetResource(), versioned, r.params, namespace, budget, r)
 	for _, d := range result.Decisions {
 		if d.Evaluation == validating.EvalError {
 			t.Errorf("evaluation failed: %s", d.Message)
@@ -227,12 +223,8 @@ func (m *mutator) mutate(t testing.TB, r request) runtime.Object {
 	versioned := r.versioned(t)
 	namespace := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}
 	ctx := m.compiler.CreateContext(t.Context())
-	var params runtime.Object
-	if r.params != nil {
-		params = r.params
-	}
 	if m.matcher != nil {
-		matched := m.matcher.Match(ctx, versioned, params, r)
+		matched := m.matcher.Match(ctx, versioned, r.params, r)
 		if matched.Error != nil {
 			t.Fatalf("match conditions: %v", matched.Error)
 		}

@@ -28,6 +28,8 @@ func Files() []File {
 		{"podvirt-keep-image.yaml", keepImage()},
 		{"podvirt-validate-vm.yaml", validateVM()},
 		{"podvirt-validate-vm-config.yaml", validateVMConfig()},
+		{"podvirt-warn-vm.yaml", warnVM()},
+		{"podvirt-warn-service.yaml", append(warnService(), warnServed()...)},
 		{"podvirt-exec.yaml", exec()},
 		{"podvirt-validate-config.yaml", validateConfig()},
 	}

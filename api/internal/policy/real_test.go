@@ -12,8 +12,10 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"podvirt.dev/api"
 	"podvirt.dev/internal/apitest"
@@ -44,6 +46,88 @@ func TestRealServer(t *testing.T) {
 		"no VM": realOther, "configuration": realConfig, "emulation": realEmulated,
 	} {
 		t.Run(name, func(t *testing.T) { run(t, client) })
+	}
+	t.Run("warnings", func(t *testing.T) { realWarnings(t, server) })
+}
+
+// heard keeps the warnings of one request.
+type heard struct{ text string }
+
+func (h *heard) HandleWarningHeader(_ int, _ string, text string) { h.text += text + "\n" }
+
+// realWarnings: what is legal and unwise is stored, and told to whoever applies it: a VM, the owner of one, a Service in
+// front of one (NW-018, NW-053, VM-056, VM-175).
+func realWarnings(t *testing.T, server *apitest.Server) {
+	t.Helper()
+	pod := readPod(t, "testdata/complete.yaml")
+	pod.Name, pod.Labels[api.LabelVM], pod.Annotations[api.KeyVM] = "web", "web", "web"
+	pod.Annotations[api.KeyNIC+"default"] = "ports=22+80"
+	vm := &pod.Spec.Containers[0]
+	vm.LivenessProbe = &corev1.Probe{
+		ProbeHandler:  corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(8080)}},
+		PeriodSeconds: 2, TimeoutSeconds: 3,
+	}
+	if _, err := server.Client.CoreV1().Pods("shop").Create(t.Context(), pod, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	template := corev1.PodTemplateSpec{ObjectMeta: metav1.ObjectMeta{Labels: pod.Labels, Annotations: pod.Annotations}, Spec: pod.Spec}
+	const closedPort = ": not among ports=22+80 of podvirt.dev/nic.default: it does not reach the guest"
+	probes := "spec.containers[vm].livenessProbe: periodSeconds 2 is not above timeoutSeconds 3 | spec.containers[vm].livenessProbe: port 8080" + closedPort
+	unreached := "Service web, port http: target port 8080 of VM web" + closedPort
+	front := corev1.ServiceSpec{
+		Selector: map[string]string{api.LabelVM: "web"}, Ports: []corev1.ServicePort{{Name: "http", Port: 8080}, {Name: "ssh", Port: 22}},
+	}
+	apps := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "apps"}, Spec: *front.DeepCopy()}
+	apps.Spec.Selector["app"] = "web"
+	if _, err := server.Client.CoreV1().Services("shop").Create(t.Context(), apps, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		name   string
+		create func(client kubernetes.Interface) error
+		want   string
+	}{
+		{"Pod", func(client kubernetes.Interface) error { _, err := tryPod(t, client, pod); return err }, probes},
+		{"Deployment", func(client kubernetes.Interface) error {
+			_, err := client.AppsV1().Deployments("shop").Create(t.Context(), &appsv1.Deployment{
+				ObjectMeta: metav1.ObjectMeta{Name: "web"},
+				Spec:       appsv1.DeploymentSpec{Selector: &metav1.LabelSelector{MatchLabels: pod.Labels}, Template: template},
+			}, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+			return err
+		}, probes},
+		{"Service", func(client kubernetes.Interface) error {
+			_, err := client.CoreV1().Services("shop").Create(t.Context(), &corev1.Service{
+				ObjectMeta: metav1.ObjectMeta{Name: "web"},
+				Spec:       front,
+			}, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+			return err
+		}, unreached},
+		{"VM behind a Service", func(client kubernetes.Interface) error {
+			other := pod.DeepCopy()
+			other.Labels["app"] = "web"
+			_, err := tryPod(t, client, other)
+			return err
+		}, strings.Replace(unreached, "Service web", "Service apps", 1)},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			var said heard
+			config := rest.CopyConfig(server.Admin)
+			config.WarningHandler = &said
+			client, err := kubernetes.NewForConfig(config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pod.Name = "web-too"
+			// A policy, and a Pod that a policy looks at, are in force a while after they are stored.
+			err = wait.PollUntilContextTimeout(t.Context(), 200*time.Millisecond, inForce, true, func(context.Context) (bool, error) {
+				said.text = ""
+				err := row.create(client)
+				return strings.Contains(said.text, row.want), err
+			})
+			if err != nil {
+				t.Errorf("%v; heard %q; want %q", err, said.text, row.want)
+			}
+		})
 	}
 }
 
