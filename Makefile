@@ -155,15 +155,17 @@ bench-scheduler: programs ## the scheduler against that of Kubernetes with up to
 	$(GOTEST) -v -timeout=60m -run='^$$' -bench=. -benchtime=1x ./test/bench/scheduler
 	$(GOTEST) -v -run=TestPacking -bench=. ./scheduler/internal/virtualmachine
 
-.PHONY: test-demo
-test-demo: images ## make demo as a newcomer sees it: every way to log in, word for word, and the demo again (2 minutes)
-	@$(LOCAL) install
-	PODVIRT_LONG=1 $(GOTEST) -v -timeout=30m -run='^TestDemo$$' ./test/cluster/suite
-
 .PHONY: test-storage
-test-storage: images ## what make test has no time for: pools of every kind that come and go, forty claims at once, full nodes (3 minutes)
+test-storage: images ## what make test has no time for: pools of every kind, VMs that boot from each, shared disks, snapshots (10 minutes)
+	@$(IMAGES) build csi-snapshotter snapshot-controller
 	@$(LOCAL) install
-	PODVIRT_LONG=1 $(GOTEST) -v -timeout=30m -run='^(TestPools|TestClassAndReclaim|TestAccessModes)$$' ./test/cluster/suite
+	PODVIRT_LONG=1 $(GOTEST) -v -timeout=60m \
+		-run='^(TestPools|TestClassAndReclaim|TestAccessModes|TestOneDiskManyReaders|TestOneWriter|TestHostilePod|TestSnapshots)$$' ./test/cluster/suite
+
+.PHONY: test-image
+test-image: images ## fifty VMs of one image at once, each with its own changes (10 minutes, 16 GiB of memory)
+	@$(LOCAL) install
+	PODVIRT_LONG=1 $(GOTEST) -v -timeout=60m -run='^TestManyOfOneImage$$' ./test/cluster/suite
 
 .PHONY: test-network
 test-network: images ## what make test has no time for: the CNI plugin taken off the nodes and put back, refusals of the node, 1 GiB by port-forward

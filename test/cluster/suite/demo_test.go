@@ -17,7 +17,6 @@ import (
 // TestDemo does what a newcomer does: make demo, and then each way to log in, word for word as it is printed. The second
 // demo finds the VM and leaves it as it is.
 func TestDemo(t *testing.T) {
-	long(t, "test-demo")
 	c := harness.Installed(t)
 	c.RequireImage(t, "guest-debian")
 	const namespace, vm = "podvirt-demo", "debian"
