@@ -106,14 +106,19 @@ func qemuLine() *regexp.Regexp { return regexp.MustCompile(`^\S+Z qemu-system-\S
 // hint begins a line of QEMU's that only explains the one before.
 const hint = "info: "
 
+// qemuEnded is libvirt's sentence before QEMU's words: one where it was connecting, another where it was connected (libvirt:
+// src/qemu/qemu_process.c, src/qemu/qemu_monitor.c).
+func qemuEnded() *regexp.Regexp {
+	return regexp.MustCompile(`(?:process exited while connecting to monitor|QEMU unexpectedly closed the monitor(?: \(vm='[^']*'\))?): `)
+}
+
 // lastWords is QEMU's last line, with the hints that follow it, or libvirt's whole sentence where QEMU said nothing.
 func lastWords(text string) string {
-	const separator = "process exited while connecting to monitor: "
-	_, said, found := strings.Cut(text, separator)
-	if !found {
+	said := qemuEnded().FindStringIndex(text)
+	if said == nil {
 		return "libvirt: " + oneLine(text)
 	}
-	lines := strings.Split(strings.TrimSpace(said), "\n")
+	lines := strings.Split(strings.TrimSpace(text[said[1]:]), "\n")
 	for i, line := range slices.Backward(lines) {
 		m := qemuLine().FindStringSubmatch(line)
 		switch {

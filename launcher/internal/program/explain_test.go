@@ -12,6 +12,7 @@ func TestLastWords(t *testing.T) {
 	for _, test := range []struct{ name, text, want string }{
 		{"libvirt alone", "unsupported configuration:\nno such bus", "libvirt: unsupported configuration:; no such bus"},
 		{"one line", before + "2026-11-20T12:15:16.071900Z qemu-system-x86_64: -drive x: bad", "qemu: -drive x: bad"},
+		{"connected", "internal error: QEMU unexpectedly closed the monitor (vm='db1'): 2026-11-20T12:15:16Z qemu-system-x86_64: bad", "qemu: bad"},
 		{"the last of two", before + "2026-11-20T12:15:16Z qemu-system-x86_64: warning: odd\n2026-11-20T12:15:17Z qemu-system-x86_64: bad", "qemu: bad"},
 		{"a hint", before + "2026-11-20T12:15:16Z qemu-system-x86_64: wrong size 1000\n2026-11-20T12:15:16Z qemu-system-x86_64: info: want 4096",
 			"qemu: wrong size 1000; want 4096"},
