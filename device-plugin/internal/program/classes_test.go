@@ -32,7 +32,7 @@ func (b *bench) deviceClasses(t *testing.T) {
 	kubelettest.Eventually(t, 5*second, "the fifth is named", func() bool {
 		_, metrics := b.get("/metrics")
 		return strings.Contains(b.events(), "Warning node-a DeviceClassInvalid: data.device.c: path=/dev/mem: not offered") &&
-			strings.Contains(metrics, "podvirt_device_config_errors 1")
+			strings.Contains(metrics, `podvirt_device_config_errors{key="device.c"} 1`)
 	})
 	got, err := b.kubelet.Give(t.Context(), "holder", "e.org/tty", "ttyT0")
 	if err != nil || got.Envs["CHAR_RESOURCE_E_ORG_TTY"] != "/dev/ttyT0" || got.CdiDevices[0].Name != "podvirt.dev/char=ttyT0" {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/rest"
@@ -184,7 +185,7 @@ func (p *plugin) configure(ctx context.Context) func(map[string]string) {
 	var good []api.DeviceClass // what was in force last
 	return func(data map[string]string) {
 		c, mistakes := config.Parse(data, p.nodeName)
-		p.metrics.Config(len(mistakes) + len(c.ClassMistakes))
+		p.metrics.Config(slices.Concat(mistakes, c.ClassMistakes))
 		c.Classes = lastGood(c, good, data)
 		if err := mistakes.Err(); err != nil {
 			klog.FromContext(ctx).Error(err, "Invalid podvirt-config, the last valid one stays in force")

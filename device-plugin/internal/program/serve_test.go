@@ -183,7 +183,7 @@ func (b *bench) configuration(t *testing.T) {
 	b.configure(map[string]string{"emulation": "perhaps"})
 	kubelettest.Eventually(t, 5*second, "mistake counted", func() bool {
 		_, metrics := b.get("/metrics")
-		return strings.Contains(metrics, "podvirt_device_config_errors 1")
+		return strings.Contains(metrics, `podvirt_device_config_errors{key="emulation"} 1`)
 	})
 	if b.node().Labels[api.NodeLabelSchedulable] != "true" {
 		t.Error("an invalid configuration was applied")

@@ -28,7 +28,7 @@ type Metrics struct {
 	allocateTime  prometheus.Histogram
 	registrations *prometheus.CounterVec
 	configApplied prometheus.Gauge
-	configErrors  prometheus.Gauge
+	configErrors  *prometheus.GaugeVec
 	factsWrites   *prometheus.CounterVec
 	factsBytes    *prometheus.GaugeVec
 	kvm           prometheus.Gauge
@@ -54,7 +54,7 @@ func NewMetrics(version string) *Metrics {
 		allocations:   counters("podvirt_device_allocations_total", "Allocate calls of the kubelet.", "resource", "result"),
 		registrations: counters("podvirt_device_registrations_total", "Answers of the kubelet to a registration.", "resource", "reason"),
 		configApplied: gauge("podvirt_device_config_generation", "How many configurations have been put in force since start."),
-		configErrors:  gauge("podvirt_device_config_errors", "Mistakes in podvirt-config; above 0 the last valid one is in force."),
+		configErrors:  gauges("podvirt_device_config_errors", "Mistakes in a key of podvirt-config; above 0 the last valid one is in force.", "key"),
 		factsWrites:   counters("podvirt_node_facts_writes_total", "Writes that changed an annotation of the Node.", "annotation"),
 		factsBytes:    gauges("podvirt_node_facts_bytes", "Size of an annotation of the Node.", "annotation"),
 		kvm:           gauge("podvirt_node_kvm", "1 if guests run under KVM on this node."),
@@ -116,10 +116,15 @@ func (m *Metrics) Facts(cpu *api.CPUFacts, emulation bool) {
 	m.schedulable.Set(number(kvm || tcg))
 }
 
-// Config says whether podvirt-config was put in force, or how many mistakes it has.
-func (m *Metrics) Config(mistakes int) {
-	m.configErrors.Set(float64(mistakes))
-	if mistakes == 0 {
+// Config says whether podvirt-config was put in force, or which of its keys have mistakes. Without any there is one series
+// of no key, so that the metric is there.
+func (m *Metrics) Config(mistakes api.Errors) {
+	m.configErrors.Reset()
+	for _, mistake := range mistakes {
+		m.configErrors.WithLabelValues(mistake.Key).Inc()
+	}
+	if len(mistakes) == 0 {
+		m.configErrors.WithLabelValues("").Set(0)
 		m.configApplied.Inc()
 	}
 }
