@@ -134,8 +134,8 @@ func TestErrorTexts(t *testing.T) {
 		}},
 		{"secondary NICs", map[string]string{KeyNIC + "net1": "queues=2", KeyNIC + "net2": "binding=none", KeyNIC + "net3": "binding=wire"}, nil},
 		{"wire on the pod network", map[string]string{KeyNIC + "default": "binding=wire"}, nil},
-		{"a binding of later", map[string]string{KeyNIC + "default": "binding=bridge"}, []string{
-			`podvirt.dev/nic.default: binding=bridge: not supported by this version`,
+		{"a binding of later", map[string]string{KeyNIC + "default": "binding=passt"}, []string{
+			`podvirt.dev/nic.default: binding=passt: not supported by this version`,
 		}},
 		{"limits", map[string]string{KeyDisk + "s": "iops-max=10,bps=1Mi,bps-read=1Mi"}, []string{
 			`podvirt.dev/disk.s: bps: excludes bps-read`, `podvirt.dev/disk.s: iops-max: needs iops`,

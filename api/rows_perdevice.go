@@ -117,7 +117,7 @@ func limitOptions() []Option {
 func nicOptions() []Option {
 	address := pattern(ipv4Pattern+"|"+ipv6Pattern, "not an address")
 	options := []Option{
-		{"binding", word("masquerade wire bridge passt macvtap sriov vhostuser vdpa none").later("masquerade wire none"),
+		{"binding", word("masquerade wire bridge passt macvtap sriov vhostuser vdpa none").later("masquerade wire bridge none"),
 			"`network.default-binding`; others `network.secondary-binding`", "how the Pod interface becomes a NIC"},
 		{"network", pattern(namePattern, "not a network name").later(""), "none", "makes the interface from `vm-network.NAME`"},
 		{"model", word("virtio e1000e e1000 igb rtl8139 vmxnet3 ne2k_pci pcnet"), "`virtio`", "device seen by the guest"},

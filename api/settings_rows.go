@@ -185,12 +185,12 @@ func fraction() Value { return pattern(`0(?:\.[0-9]{1,6})?`, "not a number from 
 
 func networkSettings() []Setting {
 	const group = "Network"
-	binding := word("masquerade bridge wire passt macvtap sriov").notNow("bridge passt macvtap sriov")
+	binding := word("masquerade bridge wire passt macvtap sriov").notNow("passt macvtap sriov")
 	directory := pattern(absolutePath, "not an absolute path")
 	return []Setting{
 		{Key: "network.default-binding", Group: group, Value: binding, Default: "`masquerade`", InForce: newPods,
 			Meaning: "binding of `nic.default`"},
-		{Key: "network.secondary-binding", Group: group, Value: word("masquerade bridge wire passt macvtap sriov").later("wire"), Default: "`wire`",
+		{Key: "network.secondary-binding", Group: group, Value: word("masquerade bridge wire passt macvtap sriov").later("wire bridge"), Default: "`wire`",
 			InForce: newPods, Meaning: "binding of every other NIC"},
 		{Key: "network.allowed-bindings", Group: group, Value: word("masquerade wire bridge passt macvtap sriov vhostuser vdpa none"), Commas: true,
 			Default: "all but `passt`", InForce: newPods, Meaning: "what users may choose"},

@@ -35,15 +35,21 @@ var (
 
 // NIC is what the launcher has to know about one guest NIC and cannot read from the kernel.
 type NIC struct {
-	Name       string           // of the annotation podvirt.dev/nic.NAME
-	Interface  string           // of the Pod: eth0, net1
-	Binding    string           // masquerade, wire, bridge
-	MAC        net.HardwareAddr // of the guest
-	Guest4     netip.Prefix     // the guest's address with the length of its prefix; zero: no IPv4
-	Guest6     netip.Prefix     // zero: no IPv6
-	MultiQueue bool             // whether the tap must be opened with IFF_MULTI_QUEUE
-	PortBase   uint16           // first of the launcher's four ports
+	Name        string           // of the annotation podvirt.dev/nic.NAME
+	Interface   string           // of the Pod: eth0, net1
+	Binding     string           // masquerade, wire, bridge
+	MAC         net.HardwareAddr // of the guest
+	Guest4      netip.Prefix     // the guest's address with the length of its prefix; zero: no IPv4
+	Guest6      netip.Prefix     // zero: no IPv6
+	PodGateway4 netip.Addr       // with bridge: the Pod's default gateway, which stands on no interface any more; invalid: none
+	PodGateway6 netip.Addr       // invalid: none
+	PodOnLink   bool             // with bridge: the guest's IPv4 neighbours are reached without a gateway
+	MultiQueue  bool             // whether the tap must be opened with IFF_MULTI_QUEUE
+	PortBase    uint16           // first of the launcher's four ports
 }
+
+// BridgeName is the name of the bridge of the NIC with this index, where its binding is bridge.
+func BridgeName(index int) string { return "vmbr" + strconv.Itoa(index) }
 
 // TapName is the name of the guest tap of the NIC with this index.
 func TapName(index int) string { return "tap" + strconv.Itoa(index) }
@@ -68,6 +74,15 @@ func (n NIC) Encode() (string, error) {
 	}
 	if n.Guest6.IsValid() {
 		words = append(words, "g6="+n.Guest6.String())
+	}
+	if n.PodGateway4.IsValid() {
+		words = append(words, "w4="+n.PodGateway4.String())
+	}
+	if n.PodGateway6.IsValid() {
+		words = append(words, "w6="+n.PodGateway6.String())
+	}
+	if n.PodOnLink {
+		words = append(words, "l=1")
 	}
 	words = append(words, "q="+queues, "p="+strconv.Itoa(int(n.PortBase)))
 	text := strings.Join(words, " ")
@@ -124,6 +139,12 @@ func (n *NIC) set(key, value string) error {
 		n.Guest4, err = netip.ParsePrefix(value)
 	case "g6":
 		n.Guest6, err = netip.ParsePrefix(value)
+	case "w4":
+		n.PodGateway4, err = netip.ParseAddr(value)
+	case "w6":
+		n.PodGateway6, err = netip.ParseAddr(value)
+	case "l":
+		n.PodOnLink = value == "1"
 	case "q":
 		n.MultiQueue = value == "mq"
 	case "p":

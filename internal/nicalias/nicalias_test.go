@@ -23,6 +23,12 @@ func longest() NIC {
 func TestRoundTripAndLength(t *testing.T) {
 	for name, want := range map[string]NIC{
 		"longest legal options": longest(),
+		"longest of a bridge": {
+			Name: "abcdefghijklmno", Interface: "fifteen-letters", Binding: "bridge", MAC: net.HardwareAddr{0x02, 1, 2, 3, 4, 5},
+			Guest4: netip.MustParsePrefix("192.168.255.254/24"), Guest6: netip.MustParsePrefix("fd10:1111:2222:3333:4444:5555:6666:7777/120"),
+			PodGateway4: netip.MustParseAddr("192.168.255.253"), PodGateway6: netip.MustParseAddr("fd10:1111:2222:3333:4444:5555:6666:7778"),
+			PodOnLink: true, MultiQueue: true, PortBase: 65532,
+		},
 		"v4 only, one queue": {
 			Name: "default", Interface: "eth0", Binding: "masquerade", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1},
 			Guest4: netip.MustParsePrefix("10.0.2.2/24"), PortBase: 49152,
@@ -37,7 +43,7 @@ func TestRoundTripAndLength(t *testing.T) {
 				t.Errorf("%q has %d bytes; want at most %d", text, len(text), MaxLength)
 			}
 			got, err := Decode(text)
-			if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{})); err != nil || diff != "" {
+			if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{})); err != nil || diff != "" {
 				t.Errorf("Decode(%q): %v (-want,+got)\n%s", text, err, diff)
 			}
 		})
@@ -95,7 +101,7 @@ func TestUnknownWordsOfOurVersionArePassedOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := Decode(valid + " new=1 flag")
-	if diff := cmp.Diff(longest(), got, cmpopts.EquateComparable(netip.Prefix{})); err != nil || diff != "" {
+	if diff := cmp.Diff(longest(), got, cmpopts.EquateComparable(netip.Prefix{}, netip.Addr{})); err != nil || diff != "" {
 		t.Errorf("Decode: %v (-want,+got)\n%s", err, diff)
 	}
 }

@@ -107,6 +107,18 @@ func (h *Handle) AddRoute(route Route) error {
 	return nil
 }
 
+// DeleteRoute takes a unicast route out of the main table.
+func (h *Handle) DeleteRoute(route Route) error {
+	raw := &netlink.Route{LinkIndex: route.Link, Dst: ipNet(route.Destination), Priority: route.Priority, Scope: netlink.SCOPE_NOWHERE}
+	if route.Gateway.IsValid() {
+		raw.Gw = route.Gateway.AsSlice()
+	}
+	if err := do(func() error { return h.raw.RouteDel(raw) }); err != nil {
+		return fmt.Errorf("deleting route to %s: %w", route.Destination, orNotFound(err))
+	}
+	return nil
+}
+
 func routeOf(r netlink.Route, family int) Route {
 	route := Route{Link: r.LinkIndex, Priority: r.Priority, MTU: r.MTU}
 	if prefix, ok := prefixOf(r.Dst); ok {

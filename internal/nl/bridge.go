@@ -179,7 +179,15 @@ func (h *Handle) SetPort(port int, p Port) error {
 	return nil
 }
 
-// PortOf reads them.
+// StopLearning keeps a bridge from noting who is behind a port: what has no entry is sent to all ports.
+func (h *Handle) StopLearning(port int) error {
+	if err := do(func() error { return h.raw.LinkSetLearning(byIndex(port), false) }); err != nil {
+		return fmt.Errorf("setting learning of bridge port %d: %w", port, orNotFound(err))
+	}
+	return nil
+}
+
+// PortOf reads what SetPort sets.
 func (h *Handle) PortOf(port int) (Port, error) {
 	info, err := dump(func() (netlink.Protinfo, error) { return h.raw.LinkGetProtinfo(byIndex(port)) })
 	if err != nil {

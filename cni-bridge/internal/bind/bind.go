@@ -49,22 +49,18 @@ func Plan(h *nl.Handle, spec Spec) ([]Step, journal.Entry, error) {
 		entry journal.Entry
 	)
 	for _, nic := range spec.NICs {
-		made, err := record(spec, nic)
+		made, err := record(h, spec, nic)
 		if err != nil {
 			return nil, entry, err
 		}
 		if err := unclaimed(h, made.Tap, made.Service); err != nil {
 			return nil, entry, err
 		}
-		if nic.Binding == api.BindingWire {
-			if made.Wire, err = wireRecord(h, nic); err != nil {
-				return nil, entry, err
-			}
-			entry.NICs = append(entry.NICs, made)
-			steps = append(steps, wireSteps(spec, nic, made)...)
+		entry.NICs = append(entry.NICs, made)
+		if owned := ownedSteps(spec, nic, made); owned != nil {
+			steps = append(steps, owned...)
 			continue
 		}
-		entry.NICs = append(entry.NICs, made)
 		settings, err := sysctls(nic)
 		if err != nil {
 			return nil, entry, err
@@ -79,13 +75,30 @@ func Plan(h *nl.Handle, spec Spec) ([]Step, journal.Entry, error) {
 	return steps, entry, nil
 }
 
+// ownedSteps are those of a NIC that owns its Pod interface; nil: it does not.
+func ownedSteps(spec Spec, nic NIC, made journal.NIC) []Step {
+	switch {
+	case made.Wire != nil:
+		return wireSteps(spec, nic, made)
+	case made.Bridge != nil:
+		return bridgeSteps(spec, nic, made)
+	}
+	return nil
+}
+
+func owned(made journal.NIC) bool { return made.Wire != nil || made.Bridge != nil }
+
 // record is what the journal keeps of a NIC.
-func record(spec Spec, nic NIC) (journal.NIC, error) {
+func record(h *nl.Handle, spec Spec, nic NIC) (journal.NIC, error) {
 	guest4, guest6 := guestAddresses(nic)
-	alias, err := nicalias.NIC{
+	told, err := nic.tell(nicalias.NIC{
 		Name: nic.Name, Interface: nic.Interface, Binding: string(nic.Binding), MAC: nic.MAC, Guest4: guest4, Guest6: guest6,
 		MultiQueue: !nic.SingleQueue, PortBase: spec.PortBase,
-	}.Encode()
+	}, h)
+	if err != nil {
+		return journal.NIC{}, fault.Wrap(fault.Binding, "nic "+nic.Name, err)
+	}
+	alias, err := told.Encode()
 	if err != nil {
 		return journal.NIC{}, fault.Wrap(fault.Tap, "nic "+nic.Name, err)
 	}
@@ -102,7 +115,13 @@ func record(spec Spec, nic NIC) (journal.NIC, error) {
 	for _, prefix := range gateways(spec, nic) {
 		made.Addresses = append(made.Addresses, prefix.String())
 	}
-	return made, nil
+	switch nic.Binding {
+	case api.BindingWire:
+		made.Wire, err = wireRecord(h, nic)
+	case api.BindingBridge:
+		made.Bridge, err = bridgeRecord(h, nic)
+	}
+	return made, err
 }
 
 // gateways are the addresses of the tap. The link-local one is made from the MAC here and not by the kernel, whose rule
@@ -175,10 +194,12 @@ func filterStep(spec Spec, nic NIC, made journal.NIC) Step {
 			pod, err3 = h.Link(made.Wire.Interface)
 			links.Pod = pod.Index
 			if nic.Name == nicplan.Default {
-				v4, v6 := guestAddresses(nic)
 				links.Share = &filter.Share{First: int(spec.PortBase), Last: spec.Reserved[0].Last}
-				links.Identity = &filter.Identity{MAC: nic.MAC, V4: v4.Addr(), V6: v6.Addr()}
 			}
+		}
+		if nic.Name == nicplan.Default && owned(made) {
+			v4, v6 := guestAddresses(nic)
+			links.Identity = &filter.Identity{MAC: nic.MAC, V4: v4.Addr(), V6: v6.Addr()}
 		}
 		if err := errors.Join(err1, err2, err3); err != nil {
 			return fault.Wrap(fault.NAT, "filter", err)
@@ -217,7 +238,7 @@ func configure(h *nl.Handle, spec Spec, nic NIC, made journal.NIC) error {
 		h.Set(tap.Index, nl.Changes{MAC: spec.GatewayMAC, MTU: nic.MTU}),
 		h.Set(service.Index, nl.Changes{MTU: nic.MTU}),
 		quiet(made.Tap, nic.V6.On()),
-		quiet(made.Service, made.Wire != nil && hasIPv6(nic)),
+		quiet(made.Service, owned(made) && hasIPv6(nic)),
 	)
 }
 
@@ -246,12 +267,12 @@ func up(h *nl.Handle, spec Spec, nic NIC, made journal.NIC) error {
 func Undo(h *nl.Handle, entry journal.Entry) error {
 	errs := []error{nat.Delete(), restore(entry.Sysctls)}
 	for _, nic := range slices.Backward(entry.NICs) {
-		errs = append(errs, unwire(h, nic.Wire), remove(h, nic.Service), remove(h, nic.Tap))
+		errs = append(errs, unwire(h, nic.Wire), unbridge(h, nic.Bridge), remove(h, nic.Service), remove(h, nic.Tap))
 	}
 	return fault.Wrap(fault.Undo, "undo incomplete", errors.Join(errs...))
 }
 
-// Clean takes back what can be recognised as ours without a journal: the table, and taps by their alias.
+// Clean takes back what can be recognised as ours without a journal: the table, and taps and bridges by their alias.
 func Clean(h *nl.Handle) error {
 	links, err := h.Links()
 	if err != nil {
@@ -262,8 +283,11 @@ func Clean(h *nl.Handle) error {
 		for name, hook := range filter.Names() {
 			errs = append(errs, h.DeleteFilter(link.Index, hook, name))
 		}
-		if ours(link) {
+		switch {
+		case ours(link):
 			errs = append(errs, remove(h, link.Name))
+		case link.Kind == "bridge" && link.Alias == nicalias.Service():
+			errs = append(errs, removeBridge(h, link.Name))
 		}
 	}
 	return fault.Wrap(fault.Undo, "undo incomplete", errors.Join(errs...))

@@ -22,13 +22,18 @@ func Differences(h *nl.Handle, entry journal.Entry) ([]string, error) {
 			return nil, err
 		}
 		out = append(out, lines...)
-		if nic.Wire == nil {
-			continue
+		if nic.Wire != nil {
+			if lines, err = wireDifferences(h, nic.Wire); err != nil {
+				return nil, err
+			}
+			out = append(out, lines...)
 		}
-		if lines, err = wireDifferences(h, nic.Wire); err != nil {
-			return nil, err
+		if nic.Bridge != nil {
+			if lines, err = bridgeDifferences(h, nic); err != nil {
+				return nil, err
+			}
+			out = append(out, lines...)
 		}
-		out = append(out, lines...)
 	}
 	for _, s := range entry.Sysctls {
 		if now, err := read(s.Path); err != nil || now != s.After {

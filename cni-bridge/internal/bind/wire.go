@@ -14,7 +14,7 @@ import (
 	"podvirt.dev/internal/nl"
 )
 
-// guestAddresses are what the guest is told: with wire the Pod interface's own.
+// guestAddresses are what the guest is told: with wire and bridge the Pod interface's own.
 func guestAddresses(nic NIC) (v4, v6 netip.Prefix) {
 	v4, v6 = nic.V4.Guest, nic.V6.Guest
 	for _, prefix := range nic.Own {
@@ -28,7 +28,7 @@ func guestAddresses(nic NIC) (v4, v6 netip.Prefix) {
 	return v4, v6
 }
 
-// serviceAddresses are those of the service tap of a wire: whom the guest knows the launcher by. They are link-local and
+// serviceAddresses are those of the service tap of a NIC that owns its Pod interface: whom the guest knows the launcher by. They are link-local and
 // never leave the Pod.
 func serviceAddresses(spec Spec, index int) []netip.Prefix {
 	return []netip.Prefix{
@@ -44,12 +44,9 @@ func hasIPv6(nic NIC) bool {
 
 // wireRecord is what the journal keeps of the Pod interface.
 func wireRecord(h *nl.Handle, nic NIC) (*journal.Wire, error) {
-	link, err := h.Link(nic.Interface)
+	link, err := framed(h, nic)
 	if err != nil {
-		return nil, fault.Wrap(fault.Binding, nic.Interface, err)
-	}
-	if link.NoARP || len(link.MAC) == 0 {
-		return nil, fault.New(fault.Binding, "wire on %s: a %s without frames; use masquerade", nic.Interface, link.Kind)
+		return nil, err
 	}
 	has, err := h.HasClsact(link.Index)
 	if err != nil {
@@ -75,7 +72,7 @@ func wireSteps(spec Spec, nic NIC, made journal.NIC) []Step {
 			return fault.Wrap(fault.Tap, nic.Interface, setMAC(h, nic.Interface, nic.MAC))
 		}},
 		filterStep(spec, nic, made),
-		Step{"up", func(h *nl.Handle) error { return fault.Wrap(fault.Tap, "up", upWire(h, spec, nic, made)) }},
+		Step{"up", func(h *nl.Handle) error { return fault.Wrap(fault.Tap, "up", upOwned(h, spec, nic, made)) }},
 	)
 }
 
@@ -92,7 +89,7 @@ func setMAC(h *nl.Handle, name string, mac net.HardwareAddr) error {
 	return err
 }
 
-func upWire(h *nl.Handle, spec Spec, nic NIC, made journal.NIC) error {
+func upOwned(h *nl.Handle, spec Spec, nic NIC, made journal.NIC) error {
 	for _, name := range []string{made.Service, made.Tap, nic.Interface} {
 		link, err := h.Link(name)
 		if err != nil {

@@ -77,6 +77,26 @@ type NIC struct {
 	Addresses []string `json:"addresses"` // of the tap
 	Rules     int      `json:"rules"`     // of table inet podvirt; 0: the NIC has no NAT
 	Wire      *Wire    `json:"wire,omitempty"`
+	Bridge    *Bridge  `json:"bridge,omitempty"`
+}
+
+// Bridge is what a NIC changes that is bridged with its Pod interface.
+type Bridge struct {
+	Name      string   `json:"name"`      // of the bridge in the Pod
+	Interface string   `json:"interface"` // of the Pod
+	MACBefore string   `json:"macBefore"` // of the Pod interface: the guest has it, or one that was asked for
+	MACAfter  string   `json:"macAfter"`
+	Addresses []string `json:"addresses"` // of the Pod interface before
+	Routes    []Route  `json:"routes"`    // by it before
+}
+
+// Route is one of the main table.
+type Route struct {
+	Destination string `json:"destination"`
+	Gateway     string `json:"gateway,omitempty"`
+	Source      string `json:"source,omitempty"`
+	Priority    int    `json:"priority,omitempty"`
+	MTU         int    `json:"mtu,omitempty"`
 }
 
 // Wire is what a NIC changes that owns its Pod interface.

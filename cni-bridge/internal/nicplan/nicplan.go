@@ -42,7 +42,7 @@ type NIC struct {
 	Ports       []api.PortRange // what comes in with masquerade; nil: everything
 	V4, V6      Inside          // with masquerade
 	DHCP, RA    bool            // the launcher answers
-	Own         []netip.Prefix  // with wire: the addresses of the Pod interface, which the guest gets
+	Own         []netip.Prefix  // with wire and bridge: the addresses of the Pod interface, which the guest gets
 	Guarded     string          // as the interface's
 }
 
@@ -153,7 +153,7 @@ func (p *planner) nic(o api.NIC, name string, itf Interface) NIC {
 		DHCP:        o.DHCP != "off" && len(itf.Prefixes) > 0, RA: o.RA != "off" && len(itf.Prefixes) > 0,
 	}
 	nic.Binding = p.binding(o, name)
-	if nic.Binding == api.BindingWire {
+	if nic.Binding == api.BindingWire || nic.Binding == api.BindingBridge {
 		nic.Own = itf.Prefixes
 	}
 	if nic.Binding != api.BindingMasquerade {
@@ -184,9 +184,9 @@ func (p *planner) binding(o api.NIC, name string) api.Binding {
 			words = append(words, string(b))
 		}
 		p.refuse(name, "binding=%s: %s is not in network.allowed-bindings: %s", binding, binding, strings.Join(words, ", "))
-	case binding == api.BindingWire, binding == api.BindingMasquerade:
+	case binding == api.BindingWire, binding == api.BindingBridge, binding == api.BindingMasquerade:
 	default:
-		p.refuse(name, "binding=%s: not supported by this version; use masquerade or wire", binding)
+		p.refuse(name, "binding=%s: not supported by this version; use masquerade, wire or bridge", binding)
 	}
 	return binding
 }

@@ -64,29 +64,48 @@ func addAndDie(t *testing.T) {
 	must(t, p.Funcs(t.Context()).Add(&call.Args))
 }
 
-// withNet1 is a Pod with a second interface, which is wired.
-func withNet1() world.Options { return world.Options{Extra: []string{"net1"}} }
+// made is an attachment whose ADD has every step of some bindings.
+type made struct {
+	name  string
+	least int // steps
+	pod   func(t *testing.T) *attachment
+}
 
-// steps returns the names of all steps of an ADD.
-func steps(t *testing.T) []string {
+func bindings() []made {
+	return []made{
+		{"masquerade, and wire of a second interface", 14, func(t *testing.T) *attachment {
+			return newAttachment(t, world.Options{Extra: []string{"net1"}}, vmPod("ports=80"))
+		}},
+		{"bridge", 9, func(t *testing.T) *attachment { return newAttachment(t, world.Options{}, vmPod("binding=bridge")) }},
+	}
+}
+
+// steps returns the names of all steps of its ADD.
+func (m made) steps(t *testing.T) []string {
 	t.Helper()
 	var names []string
-	a := newAttachment(t, withNet1(), vmPod(""))
+	a := m.pod(t)
 	a.plugin.AfterStep = func(step string) error {
 		names = append(names, step)
 		return nil
 	}
 	must(t, a.add(t))
-	if len(names) < 14 {
-		t.Fatalf("ADD has the steps %v; want at least 14", names)
+	if len(names) < m.least {
+		t.Fatalf("ADD has the steps %v; want at least %d", names, m.least)
 	}
 	return names
 }
 
 func TestAddIsUndoneBehindEachStep(t *testing.T) {
-	for i, name := range steps(t) {
+	for _, m := range bindings() {
+		t.Run(m.name, func(t *testing.T) { addIsUndone(t, m) })
+	}
+}
+
+func addIsUndone(t *testing.T, m made) {
+	for i, name := range m.steps(t) {
 		t.Run(name, func(t *testing.T) {
-			a := newAttachment(t, withNet1(), vmPod("ports=80"))
+			a := m.pod(t)
 			before := world.Snapshot(t, a.Pod)
 			step, failure := 0, errors.New("injected")
 			a.plugin.AfterStep = func(string) error {
@@ -113,9 +132,15 @@ func TestAddIsUndoneBehindEachStep(t *testing.T) {
 }
 
 func TestKilledBehindEachStep(t *testing.T) {
-	for i, name := range steps(t) {
+	for _, m := range bindings() {
+		t.Run(m.name, func(t *testing.T) { killedBehindEachStep(t, m) })
+	}
+}
+
+func killedBehindEachStep(t *testing.T, m made) {
+	for i, name := range m.steps(t) {
 		t.Run(name, func(t *testing.T) {
-			a := newAttachment(t, withNet1(), vmPod(""))
+			a := m.pod(t)
 			before := world.Snapshot(t, a.Pod)
 			killed := func() {
 				input, err := json.Marshal(map[string]any{"Args": a.args(t, previousResult(a.Pod.Path())), "After": i + 1})

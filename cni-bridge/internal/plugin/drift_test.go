@@ -125,7 +125,7 @@ func TestErrors(t *testing.T) {
 			want: `mode "brigde": not one of pod, bridge, macvlan, macvtap, sriov, tuning; nearest: bridge`},
 		"other mode": {extra: map[string]any{"mode": "sriov", "deviceID": "0000:3b:02.1"}, previous: true, code: 7,
 			want: `mode "sriov": not supported by this version; supported: pod, bridge, macvlan, tuning`},
-		"other binding": {annotations: vmPod("binding=bridge"), previous: true, code: 100, want: "podvirt.dev/nic.default: binding"},
+		"other binding": {annotations: vmPod("binding=passt"), previous: true, code: 100, want: "podvirt.dev/nic.default: binding"},
 		"owner root":    {extra: map[string]any{"owner": map[string]int{"uid": 0}}, previous: true, code: 7, want: "owner.uid 0"},
 		"overlap": {annotations: vmPod(""), extra: map[string]any{"v4CIDR": "192.0.2.0/24"}, previous: true, code: 107,
 			want: "guest network 192.0.2.0/24 overlaps the pod address 192.0.2.2"},

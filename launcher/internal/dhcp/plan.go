@@ -22,6 +22,7 @@ type Guest struct {
 // none.
 func Plan(nic nics.NIC, options api.NIC, guest Guest) Config {
 	router := guest.DefaultRoute == nic.Name
+	owned := nic.Binding == string(api.BindingWire) || nic.Binding == string(api.BindingBridge)
 	c := Config{
 		GuestMAC: nic.MAC, ServerMAC: nic.GatewayMAC, MTU: nic.MTU, Hostname: guest.Hostname,
 		DHCP:     options.DHCP != "off" && (nic.Guest4.IsValid() || nic.Guest6.IsValid()),
@@ -41,7 +42,7 @@ func Plan(nic nics.NIC, options api.NIC, guest Guest) Config {
 	}
 	if nic.Guest4.IsValid() && server.IsValid() {
 		c.V4 = V4{Address: nic.Guest4, Server: server, Routes: routes(nic.Routes)}
-		if nic.Binding == string(api.BindingWire) && !nic.OnLink { // the neighbours of a routed Pod are behind its gateway
+		if owned && !nic.OnLink { // the neighbours of a routed Pod are behind its gateway
 			c.V4.Address = netip.PrefixFrom(nic.Guest4.Addr(), nic.Guest4.Addr().BitLen())
 		}
 		if router {
@@ -49,7 +50,7 @@ func Plan(nic nics.NIC, options api.NIC, guest Guest) Config {
 		}
 	}
 	if nic.Guest6.IsValid() && nic.LinkLocal.IsValid() {
-		c.V6 = V6{Address: nic.Guest6, Server: nic.LinkLocal, Router: router && nic.Binding != string(api.BindingWire)}
+		c.V6 = V6{Address: nic.Guest6, Server: nic.LinkLocal, Router: router && !owned}
 		c.RA = options.RA != "off"
 	}
 	return c

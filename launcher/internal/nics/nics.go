@@ -43,7 +43,7 @@ type NIC struct {
 	LinkLocal  netip.Addr       // of the guest tap's end in the Pod; invalid: no IPv6 there
 	Server4    netip.Addr       // whom the guest knows the launcher by; invalid: Gateway4
 	Routes     []nl.Route       // with wire: those of the Pod interface but its own subnet and the default
-	OnLink     bool             // with wire: the own IPv4 subnet is reached without a gateway
+	OnLink     bool             // with wire and bridge: the own IPv4 subnet is reached without a gateway
 }
 
 // Namespace is what of the network namespace is read; *nl.Handle is one.
@@ -87,10 +87,8 @@ func Find(ns Namespace, wanted Wanted) ([]NIC, error) {
 		}
 		if service, ok := byName[nicalias.ServiceName(nic.Index)]; ok {
 			nic.Service = service.Name
-			if nic.Binding == string(api.BindingWire) {
-				if err := readWire(ns, &nic, byName[nic.Interface], service); err != nil {
-					return nil, err
-				}
+			if err := readOwned(ns, &nic, byName[nic.Interface], service); err != nil {
+				return nil, err
 			}
 		}
 		found = append(found, nic)
@@ -108,8 +106,8 @@ func missing(wanted Wanted) *Error {
 		return &Error{Reason: api.ReasonNodeLacks,
 			Text: "no tap for nic default: this Pod has no annotation " + api.KeyVM}
 	}
-	return &Error{Reason: api.ReasonNodeLacks, Text: "the network stage of this node did not see this Pod " +
-		"(made before it was installed, or the runtime passes no annotations); delete this Pod"}
+	return &Error{Reason: api.ReasonNodeLacks, Text: api.MissedNetworkStage +
+		" (made before it was installed, or the runtime passes no annotations); delete this Pod"}
 }
 
 // read makes a NIC of a link; false where the link is not one of ours.
@@ -149,8 +147,20 @@ func read(ns Namespace, link nl.Link, uid int) (NIC, bool, error) {
 	return nic, true, nil
 }
 
-// readWire adds what stands on the Pod interface that the guest owns, and on its service tap.
-func readWire(ns Namespace, nic *NIC, pod, service nl.Link) error {
+// readOwned adds what a NIC has whose guest owns the Pod interface.
+func readOwned(ns Namespace, nic *NIC, pod, service nl.Link) error {
+	switch api.Binding(nic.Binding) {
+	case api.BindingWire:
+		return errors.Join(readService(ns, nic, service), readWire(ns, nic, pod))
+	case api.BindingBridge: // the interface has nothing any more
+		nic.Gateway4, nic.Gateway6, nic.OnLink = nic.PodGateway4, nic.PodGateway6, nic.PodOnLink
+		return readService(ns, nic, service)
+	}
+	return nil
+}
+
+// readService adds the addresses by which the guest knows the launcher.
+func readService(ns Namespace, nic *NIC, service nl.Link) error {
 	addresses, err := ns.Addresses(service.Index)
 	if err != nil {
 		return fmt.Errorf("%s: %w", service.Name, err)
@@ -162,6 +172,11 @@ func readWire(ns Namespace, nic *NIC, pod, service nl.Link) error {
 			nic.LinkLocal = address
 		}
 	}
+	return nil
+}
+
+// readWire adds the routes by the Pod interface.
+func readWire(ns Namespace, nic *NIC, pod nl.Link) error {
 	routes, err := ns.Routes()
 	if err != nil {
 		return fmt.Errorf("routes of %s: %w", pod.Name, err)

@@ -114,6 +114,32 @@ func TestFind(t *testing.T) {
 	wantError(t, err, api.ReasonBadConfig, `belongs to uid 107, the launcher runs as 1000; set podvirt.dev/tap-owner: "1000"`)
 }
 
+// TestFindBridged: what the Pod interface has given up for the guest is in the alias, the launcher's own address on the
+// service tap.
+func TestFindBridged(t *testing.T) {
+	h := inNamespace(t)
+	owner := uint32(107)
+	tap := nl.Tap{UID: &owner, GID: &owner}
+	bridged := alias("default", "eth0")
+	bridged.Binding, bridged.PodOnLink = string(api.BindingBridge), true
+	bridged.Guest4, bridged.Guest6 = netip.MustParsePrefix("192.0.2.17/24"), netip.MustParsePrefix("2001:db8::17/64")
+	bridged.PodGateway4, bridged.PodGateway6 = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("fe80::1")
+	makeTap(t, h, "tap0", text(t, bridged), tap)
+	makeTap(t, h, "svc0", nicalias.Service(), tap, "169.254.75.1/32", "fe80::ff:fe00:0/64")
+	got, err := Find(h, Wanted{UID: 107, Annotated: true})
+	if err != nil || len(got) != 1 {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	want := NIC{
+		NIC: bridged, Tap: "tap0", Service: "svc0", MTU: 1450, GatewayMAC: net.HardwareAddr{2, 0, 0, 0, 0, 0}, OnLink: true,
+		Gateway4: bridged.PodGateway4, Gateway6: bridged.PodGateway6,
+		Server4: netip.MustParseAddr("169.254.75.1"), LinkLocal: netip.MustParseAddr("fe80::ff:fe00:0"),
+	}
+	if diff := cmp.Diff(want, got[0], cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+		t.Errorf("(-want,+got)\n%s", diff)
+	}
+}
+
 func TestFindErrors(t *testing.T) {
 	newer := strings.Replace(text(t, alias("default", "eth0")), "podvirt/1", "podvirt/2", 1)
 	rows := []struct {
