@@ -154,6 +154,9 @@ func readOwned(ns Namespace, nic *NIC, pod, service nl.Link) error {
 		return errors.Join(readService(ns, nic, service), readWire(ns, nic, pod))
 	case api.BindingBridge: // the interface has nothing any more
 		nic.Gateway4, nic.Gateway6, nic.OnLink = nic.PodGateway4, nic.PodGateway6, nic.PodOnLink
+		if nic.Gateway4.IsValid() && !nic.OnLink { // no subnet of the guest's holds it
+			nic.Routes = []nl.Route{{Destination: netip.PrefixFrom(nic.Gateway4, nic.Gateway4.BitLen())}}
+		}
 		return readService(ns, nic, service)
 	}
 	return nil

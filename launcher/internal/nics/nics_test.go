@@ -138,6 +138,13 @@ func TestFindBridged(t *testing.T) {
 	if diff := cmp.Diff(want, got[0], cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
 		t.Errorf("(-want,+got)\n%s", diff)
 	}
+	bridged.PodOnLink = false // a routed Pod
+	makeTap(t, h, "tap1", text(t, bridged), tap)
+	makeTap(t, h, "svc1", nicalias.Service(), tap)
+	if got, err = Find(h, Wanted{UID: 107, Annotated: true}); err != nil || len(got) != 2 || len(got[1].Routes) != 1 ||
+		got[1].Routes[0].Destination.String() != "192.0.2.1/32" {
+		t.Errorf("%+v, %v; want a route to the gateway", got, err)
+	}
 }
 
 func TestFindErrors(t *testing.T) {
