@@ -12,7 +12,7 @@ GO       ?= go
 GOTEST    = $(GO) test -count=1 $(TESTFLAGS)
 LOCAL     = $(GO) run ./test/cluster/local
 IMAGES    = $(GO) run ./images
-BINARIES := launcher scheduler csi-hostpath cni-bridge device-plugin
+BINARIES := launcher scheduler controller csi-hostpath cni-bridge device-plugin
 PACKAGES  = $(shell $(GO) list ./... | grep -v '/test/\(kernel\|guests\|launcher\|cluster/suite\|cluster/lifecycle\|cluster/cgroup2\|bench\)')
 # Packages whose tests run in a guest; they are static and have their files in testdata.
 IN_GUEST  = ./test/kernel/network ./test/kernel/numa ./test/kernel/iommu ./test/kernel/devices ./cni-bridge/internal/plugin ./cni-bridge/internal/nat \

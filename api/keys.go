@@ -323,6 +323,10 @@ const (
 	ReasonKilled Reason = "Killed"
 )
 
+// MissedNetworkStage begins what a launcher says, after [ReasonNodeLacks], of a Pod whose network nobody of ours made
+// (network.md NW-010). The controller has such a Pod made again.
+const MissedNetworkStage = "the network stage of this node did not see this Pod"
+
 // ExitCode returns the exit code that goes with the reason; an unknown reason is a bug and gives [ExitInternal].
 func (r Reason) ExitCode() ExitCode {
 	switch r {

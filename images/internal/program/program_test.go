@@ -15,7 +15,7 @@ func TestCommandLine(t *testing.T) {
 		code     int
 		out, err string // parts of the streams
 	}{
-		"list":            {[]string{"list"}, 0, "launcher\nscheduler\n", ""},
+		"list":            {[]string{"list"}, 0, "launcher\nscheduler\ncontroller\n", ""},
 		"help":            {[]string{"--help"}, 0, "", "usage: images"},
 		"nothing":         {nil, 2, "", "which command?"},
 		"unknown command": {[]string{"bild", "launcher"}, 2, "", `no command "bild"`},

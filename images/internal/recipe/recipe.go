@@ -59,6 +59,7 @@ func All() []Image {
 	return []Image{
 		launcher(),
 		static("scheduler", File{Path: "/usr/bin/scheduler", Program: &Program{Package: "./scheduler"}}),
+		static("controller", File{Path: "/usr/bin/controller", Program: &Program{Package: "./controller"}}),
 		static("device-plugin",
 			File{Path: "/usr/bin/device-plugin", Program: &Program{Package: "./device-plugin"}},
 			File{Path: "/usr/bin/device-hook", Program: &Program{Package: "./device-plugin/device-hook"}}),
