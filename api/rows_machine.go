@@ -69,7 +69,7 @@ func firmwareRows() []Annotation {
 			Value: word("bios uefi none").later("bios uefi"),
 			Options: []Option{
 				{Name: "secure-boot", Value: boolean().later("false")}, {Name: "enrolled-keys", Value: boolean().later("")},
-				{Name: "serial", Value: boolean().later("false"), Meaning: "firmware output on the serial console"},
+				{Name: "serial", Value: boolean(), Meaning: "firmware output on the serial console"},
 				{Name: "menu", Value: duration("10s"), Meaning: "boot menu for that long"},
 			},
 			Default: "`bios` (arm64 `uefi`; `none` with `kernel` on microvm)",

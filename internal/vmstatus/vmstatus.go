@@ -16,6 +16,7 @@ type Status struct {
 	State          api.State      `json:"state"`
 	Reason         string         `json:"reason,omitempty"`
 	Accelerator    string         `json:"accelerator"`
+	CPU            *CPU           `json:"cpu,omitempty"` // of the guest that runs or ran last
 	VCPUs          int            `json:"vcpus"`
 	MemoryMiB      int64          `json:"memoryMiB"`
 	OverheadMiB    int64          `json:"overheadMiB"` // what limits.memory must hold beyond it (vm.md 2.5)
@@ -40,6 +41,14 @@ type Status struct {
 
 	Run  string `json:"run"` // names the process; Seq of News begins again in another one
 	News []News `json:"news,omitempty"`
+}
+
+// CPU is the one that the guest really has: what host-model, max and host-passthrough stand for on this node (VM-021). A
+// node that cannot give this model and these features cannot take the guest over.
+type CPU struct {
+	Model   string   `json:"model"`
+	Require []string `json:"require,omitempty"` // features beyond the model, in order
+	Disable []string `json:"disable,omitempty"` // features of the model that the guest has not, in order
 }
 
 // NIC is one NIC of the guest.

@@ -49,6 +49,10 @@ func TestBootOrder(t *testing.T) {
 				return
 			}
 			v.says("Linux version", 1)
+			if row.name == "the other first" { // two numbers for hard disks, and one disk without any
+				wantWarning(t, v, "podvirt.dev/disk.blank: has no boot number while others have one: it will not be tried")
+				wantWarning(t, v, "podvirt.dev/disk.root: bios tries one hard disk, the first, which is disk.other; firmware uefi tries all")
+			}
 			if frames := v.received("tap0"); frames > 0 {
 				t.Errorf("firmware has sent %d frames; the NIC is not to boot from", frames)
 			}

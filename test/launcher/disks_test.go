@@ -129,6 +129,7 @@ func TestDisks(t *testing.T) {
 	for name, size := range claims() {
 		files[name] = p.claim(name, size)
 	}
+	tableFor512(t, files["4k"])
 	tools := filepath.Join(p.volume("/vm/cdroms/tools"), "tools.iso")
 	if err := os.WriteFile(tools, make([]byte, 8*mib), 0o644); err != nil {
 		t.Fatal(err)
@@ -147,9 +148,35 @@ func TestDisks(t *testing.T) {
 			t.Errorf("disk %s has %d bytes; want %d", row.serial, d.Sectors*512, row.size)
 		}
 	}
+	wantWarning(t, v, "podvirt.dev/disk.4k: blocksize=4096: what is on the disk was laid out for blocks of 512 bytes: the guest will not find it")
 	wantModes(t, v)
 	for _, serial := range []string{"one", "scsi", "sata"} {
 		t.Run("trim "+serial, func(t *testing.T) { wantTrim(t, s, seen[serial].Name, files[serial]) })
+	}
+}
+
+// tableFor512 writes what a disk is known by that was partitioned in blocks of 512 bytes.
+func tableFor512(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteAt([]byte("EFI PART"), 512)
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// wantWarning looks for a warning in the launcher's status, in its log and on stderr.
+func wantWarning(t *testing.T, v *vm, text string) {
+	t.Helper()
+	if all := fmt.Sprint(v.state()["warnings"]); !strings.Contains(all, text) {
+		t.Errorf("status warns of %s; want %q", all, text)
+	}
+	line := regexp.MustCompile(`\{[^\n]*"warning"[^\n]*` + regexp.QuoteMeta(text))
+	if log := v.ctl("log"); !line.MatchString(log) || !line.MatchString(v.log.String()) {
+		t.Errorf("log and stderr have no line about %q:\n%s\n%s", text, log, v.log)
 	}
 }
 

@@ -131,7 +131,7 @@ func TestEnds(t *testing.T) {
 			21, `^HypervisorCrash: qemu died of SIGKILL$`},
 		{"QEMU crashes", nil, func(t *testing.T, v *vm) { kill(t, v, "qemu-system-x86", syscall.SIGSEGV) },
 			21, `^HypervisorCrash: qemu died of SIGSEGV$`},
-		{"hard power-off", nil, func(_ *testing.T, v *vm) { v.ctl("poweroff") },
+		{"hard power-off", map[string]string{"shutdown": "acpi,timeout=1h"}, func(t *testing.T, v *vm) { hardOff(t, v) },
 			25, `^Destroyed: `},
 		{"deaf guest", map[string]string{"shutdown": "acpi,timeout=2s"}, func(t *testing.T, v *vm) {
 			v.ctl("pause") // a guest that does not run does not listen: resumed by the stop, it finds no acpid
@@ -157,6 +157,19 @@ func TestEnds(t *testing.T) {
 			test.act(t, v)
 			v.wantEnd(test.code, test.message)
 		})
+	}
+}
+
+// hardOff: the verb returns when QEMU is gone; the guest is not asked, and nobody waits for it (VM-113).
+func hardOff(t *testing.T, v *vm) {
+	t.Helper()
+	qemu := hostPID(t, v, "qemu-system-x86")
+	v.ctl("poweroff")
+	if name, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(qemu), "comm")); err == nil && strings.HasPrefix(string(name), "qemu") {
+		t.Errorf("QEMU %d runs after the power-off", qemu)
+	}
+	if strings.Contains(v.out.String(), "podvirt-tiny: down") {
+		t.Error("the guest was asked to shut down")
 	}
 }
 
@@ -318,8 +331,10 @@ func TestQEMUDiesOnTheNewLauncher(t *testing.T) {
 // TestRebootAndReset keep QEMU; a restart in place has a new one and takes up what was edited.
 func TestRebootAndReset(t *testing.T) {
 	p := newPod(t, map[string]string{"shutdown": "acpi,timeout=60s"})
+	begin := time.Now()
 	v := p.start()
 	v.booted(1)
+	boot := time.Since(begin)
 	qemu := hostPID(t, v, "qemu-system-x86")
 	v.login().typeLine("reboot")
 	v.booted(2)
@@ -334,8 +349,11 @@ func TestRebootAndReset(t *testing.T) {
 		t.Errorf("%v reboots by the guest; want 1", s["guestReboots"])
 	}
 	p.writePod(map[string]string{"shutdown": "acpi,timeout=60s", "memory": "192Mi"})
+	begin = time.Now()
 	v.ctl("restart")
+	down := time.Since(begin)
 	v.booted(5)
+	t.Logf("the first start took %v; the restart in place %v, of which %v until the old guest was off and the new QEMU ran", boot, time.Since(begin), down)
 	s := v.state()
 	if hostPID(t, v, "qemu-system-x86") == qemu || s["memoryMiB"] != 192.0 || s["boots"] != 2.0 {
 		t.Errorf("after the restart: %v; want a new QEMU with 192 MiB", s)

@@ -1,6 +1,7 @@
 package launcher
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+
+	"podvirt.dev/internal/vmstatus"
 )
 
 // machine is a VM and what its guest must see of it.
@@ -65,6 +68,7 @@ func TestMachines(t *testing.T) {
 			}
 			v := p.start()
 			v.booted(1)
+			wantCPU(t, v, m.annotations["cpu-model"])
 			s := v.shell()
 			if got := s.topology(); got != m.topology {
 				t.Errorf("sockets, dies, cores, threads: %v; want %v", got, m.topology)
@@ -82,6 +86,30 @@ func TestMachines(t *testing.T) {
 			}
 		})
 	}
+}
+
+// wantCPU compares the model of the status with what was asked for. What max stands for here is enough to ask for the same
+// CPU by name: a VM that does is started.
+func wantCPU(t *testing.T, v *vm, asked string) {
+	t.Helper()
+	var status vmstatus.Status
+	if err := json.Unmarshal([]byte(v.ctl("status", "-o", "json")), &status); err != nil || status.CPU == nil {
+		t.Fatalf("no CPU in the status: %v", err)
+	}
+	if asked != "max" {
+		if status.CPU.Model != asked {
+			t.Errorf("status says CPU model %q; want %q", status.CPU.Model, asked)
+		}
+		return
+	}
+	features := slices.Clone(status.CPU.Require)
+	for _, name := range status.CPU.Disable {
+		features = append(features, name+"=disable")
+	}
+	t.Logf("max is %s with %d features more and %d less", status.CPU.Model, len(status.CPU.Require), len(status.CPU.Disable))
+	newPod(t, map[string]string{
+		"start": "paused", "cpu-model": status.CPU.Model, "cpu-features": strings.Join(features, ","),
+	}).start().paused()
 }
 
 // TestCPUFeatures compares the flags of two guests: one with the model alone, one with every policy (VM-022, SC-031).

@@ -209,6 +209,17 @@ func Serial(o api.Disk) string {
 	return o.Name[:limit-hashed-1] + "-" + hex.EncodeToString(sum[:])[:hashed]
 }
 
+// DefaultBlockSize is the logical block size of a disk that says nothing else, in bytes.
+const DefaultBlockSize = 512
+
+// LogicalBlockSize is the logical block size, in bytes, that the guest sees (vm.md 2.3, blocksize).
+func LogicalBlockSize(o api.Disk) int {
+	if io := blockIO(o.BlockSize); io != nil {
+		return int(io.LogicalBlockSize)
+	}
+	return DefaultBlockSize
+}
+
 // blockIO reads LOGICAL, LOGICAL/PHYSICAL or LOGICAL/PHYSICAL/DISCARD; the words were checked by the parser.
 func blockIO(text string) *libvirtxml.DomainDiskBlockIO {
 	if text == "" || text == "match" {

@@ -43,6 +43,7 @@ func ctlVerbs() map[string]ctlVerb {
 		"restart":  {none, 0, "shut down and start a new QEMU in the same Pod"},
 		"start":    {none, 0, "start a VM that is held"},
 		"nmi":      {none, 0, "inject an NMI"},
+		"keys":     {none, 1, "press keys together: esc, f12, ctrl+alt+delete"},
 		"agent":    {none, 1, "ask the guest agent: ping, info, os, fs, users, nics, time"},
 		"freeze":   {timeout, 0, "freeze the guest's file systems"},
 		"thaw":     {none, 0, "thaw them"},

@@ -19,14 +19,10 @@ func (e *forcedError) Error() string {
 
 // checkForced compares what was forced with the CPU that QEMU has made. libvirt checks the others before QEMU starts, and
 // writes down as disabled what QEMU has left out with no more than a warning.
-func checkForced(features []api.CPUFeature, live string) error {
-	var domain libvirtxml.Domain
-	if err := domain.Unmarshal(live); err != nil {
-		return err
-	}
+func checkForced(features []api.CPUFeature, live *libvirtxml.DomainCPU) error {
 	left := map[string]bool{}
-	if domain.CPU != nil {
-		for _, f := range domain.CPU.Features {
+	if live != nil {
+		for _, f := range live.Features {
 			left[f.Name] = f.Policy == "disable"
 		}
 	}
@@ -40,13 +36,4 @@ func checkForced(features []api.CPUFeature, live string) error {
 		return &forcedError{missing}
 	}
 	return nil
-}
-
-// checkCPU is the step of a start that finds a forced feature left out.
-func (s *starter) checkCPU(p *plan) error {
-	live, err := p.dom.XML()
-	if err != nil {
-		return err
-	}
-	return checkForced(s.vm.CPU.Features, live)
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/google/uuid"
+	"k8s.io/klog/v2"
 
 	"podvirt.dev/api"
 	"podvirt.dev/internal/atomicfile"
@@ -70,17 +71,14 @@ func (s state) machine(vm api.Machine) (string, error) {
 
 // keepMachine remembers the versioned machine type. Where there is nothing to remember it in, the user is warned that
 // another image may choose another one (VM-050).
-func (s *starter) keepMachine(machine string) error {
+func (s *starter) keepMachine(logger klog.Logger, machine string) error {
 	if s.vm.State {
 		return stateOf(s.vm).write(stateMachine, []byte(machine+"\n"))
 	}
 	if s.vm.Machine == machine {
 		return nil
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.vm.Warnings = append(s.vm.Warnings,
-		fmt.Sprintf("%s: this image chose %s, another one may choose otherwise; name it, or mount %s", api.KeyMachine, machine, api.PathState))
+	s.warn(logger, fmt.Sprintf("%s: this image chose %s, another one may choose otherwise; name it, or mount %s", api.KeyMachine, machine, api.PathState))
 	return nil
 }
 

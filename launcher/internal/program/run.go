@@ -178,7 +178,8 @@ func (i *instance) goOn(ctx context.Context, earlier *mark) lifecycle.Outcome {
 	if err != nil || state == virt.StateOff {
 		return i.lost(ctx, err)
 	}
-	if err := i.starter.again(ctx); err != nil {
+	_, err = i.starter.takeCPU(dom)
+	if err := errors.Join(err, i.starter.again(ctx)); err != nil {
 		klog.FromContext(ctx).Error(err, "what belongs to the running guest is not all there again")
 	}
 	i.begun()

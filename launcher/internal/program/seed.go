@@ -43,9 +43,7 @@ func (s *starter) seed(logger klog.Logger, p *plan, found []nics.NIC) error {
 	if err != nil {
 		return badConfig(err)
 	}
-	for _, w := range image.Warnings {
-		logger.Info("warning", "text", w)
-	}
+	s.warn(logger, image.Warnings...)
 	if err := image.Write(seedFile, time.Now()); err != nil {
 		return err
 	}

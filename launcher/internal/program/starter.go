@@ -14,6 +14,7 @@ import (
 	"libvirt.org/go/libvirtxml"
 
 	"podvirt.dev/api"
+	"podvirt.dev/internal/vmstatus"
 	"podvirt.dev/launcher/internal/disks"
 	"podvirt.dev/launcher/internal/domain"
 	"podvirt.dev/launcher/internal/lifecycle"
@@ -26,6 +27,7 @@ type starter struct {
 	claims *disks.Claims
 	steps  map[string]time.Duration // of the last start
 	given  bool                     // the user says the UUID
+	cpu    vmstatus.CPU             // of the guest that runs
 }
 
 var _ lifecycle.Starter = (*starter)(nil)
@@ -42,7 +44,7 @@ type plan struct {
 func (s *starter) Start(ctx context.Context) (virt.Domain, error) {
 	p := &plan{}
 	took, err := lifecycle.RunSteps(ctx, []lifecycle.Step{
-		{Name: "read", Do: func(context.Context) error { return s.read() }},
+		{Name: "read", Do: func(ctx context.Context) error { return s.read(klog.FromContext(ctx)) }},
 		{Name: "accelerator", Do: func(context.Context) error { return checkAccelerator(s.vm) }},
 		{Name: "identity", Do: func(context.Context) error { return s.identity(p) }},
 		{Name: "disks", Do: func(ctx context.Context) error { return s.prepareDisks(ctx, p) }},
@@ -76,15 +78,28 @@ func (s *starter) again(ctx context.Context) error {
 	return err
 }
 
-func (s *starter) read() error {
+func (s *starter) read(logger klog.Logger) error {
 	vm, annotations, err := load()
 	if err != nil {
 		return err
 	}
+	warnings := vm.Warnings
+	vm.Warnings = nil
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.vm, s.given = vm, annotations[api.KeyUUID] != ""
+	s.mu.Unlock()
+	s.warn(logger, warnings...)
 	return nil
+}
+
+// warn logs what is legal and unwise, and adds it to the status of this start.
+func (s *starter) warn(logger klog.Logger, warnings ...string) {
+	s.mu.Lock()
+	s.vm.Warnings = append(s.vm.Warnings, warnings...)
+	s.mu.Unlock()
+	for _, w := range warnings {
+		logger.Info("warning", "text", w)
+	}
 }
 
 // checkAccelerator says what the container lacks before QEMU says it in its own words.
@@ -133,8 +148,9 @@ func (s *starter) prepareDisks(ctx context.Context, p *plan) error {
 	}
 	p.host.Disks = list
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.disks = list
+	s.mu.Unlock()
+	s.warn(klog.FromContext(ctx), maker.OtherBlocks(ctx, list)...)
 	return nil
 }
 
@@ -205,7 +221,7 @@ func (s *starter) define(ctx context.Context, p *plan) error {
 	if err := defined.Unmarshal(text); err != nil {
 		return err
 	}
-	return s.keepMachine(defined.OS.Type.Machine)
+	return s.keepMachine(klog.FromContext(ctx), defined.OS.Type.Machine)
 }
 
 func (p *plan) undefine(context.Context) error { return p.dom.Undefine() }

@@ -14,6 +14,7 @@ import (
 	"podvirt.dev/launcher/internal/agent"
 	"podvirt.dev/launcher/internal/control"
 	"podvirt.dev/launcher/internal/domain"
+	"podvirt.dev/launcher/internal/keys"
 	"podvirt.dev/launcher/internal/lifecycle"
 	"podvirt.dev/launcher/internal/probe"
 	"podvirt.dev/launcher/internal/virt"
@@ -38,6 +39,7 @@ func (i *instance) verbs() map[string]control.Verb {
 		"restart":  plain(m.Restart),
 		"start":    plain(m.Start),
 		"nmi":      plain(m.NMI),
+		"keys":     i.keys,
 		"shutdown": i.shutdown,
 		"agent":    i.agent,
 		"freeze":   i.freeze,
@@ -73,6 +75,9 @@ func (i *instance) view() vmstatus.Status {
 		OverheadMiB: int64(i.vm.Overhead), Launcher: cli.Version,
 		Boots: s.Boots, GuestReboots: s.GuestReboots, RebootLoop: s.RebootLoop, WatchdogFired: s.WatchdogFired,
 		AgentConnected: s.AgentConnected, QEMU: i.mark.PID, Warnings: i.vm.Warnings, StartSeconds: map[string]float64{},
+	}
+	if cpu := i.starter.cpu; cpu.Model != "" {
+		v.CPU = &cpu
 	}
 	if !s.Started.IsZero() {
 		v.Started = &s.Started
@@ -133,6 +138,19 @@ func (i *instance) xml(context.Context, url.Values) (control.Answer, error) {
 	}
 	text, err := d.XML()
 	return control.Answer{Text: text}, err
+}
+
+// keys presses keys of the guest's keyboard together.
+func (i *instance) keys(_ context.Context, a url.Values) (control.Answer, error) {
+	codes, err := keys.Parse(a.Get("what"))
+	if err != nil {
+		return control.Answer{}, fmt.Errorf("%w: %w", control.ErrUsage, err)
+	}
+	d, err := i.machine.Domain()
+	if err != nil {
+		return control.Answer{}, err
+	}
+	return control.Answer{}, d.PressKeys(codes)
 }
 
 func (i *instance) shutdown(ctx context.Context, a url.Values) (control.Answer, error) {

@@ -123,6 +123,8 @@ type Domain interface {
 	Destroy() error
 	// InjectNMI presses the NMI button.
 	InjectNMI() error
+	// PressKeys presses keys of the keyboard together and lets them go; codes are Linux' (input-event-codes.h).
+	PressKeys(codes []uint) error
 	// SyncTime sets the guest's clock to the host's by the guest agent.
 	SyncTime() error
 	// AgentCommand sends one JSON command to the guest agent and returns its JSON answer; ErrAgentUnavailable, ErrTimeout.

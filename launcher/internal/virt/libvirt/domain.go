@@ -95,6 +95,14 @@ func (d *Domain) Destroy() error {
 // InjectNMI presses the NMI button.
 func (d *Domain) InjectNMI() error { return wrap(d.d.InjectNMI(0)) }
 
+// keyHold is how long keys are held down, in milliseconds.
+const keyHold = 100
+
+// PressKeys presses keys together.
+func (d *Domain) PressKeys(codes []uint) error {
+	return wrap(d.d.SendKey(uint(libvirt.KEYCODE_SET_LINUX), keyHold, codes, 0))
+}
+
 // SyncTime lets the guest agent read the hardware clock, or sets it where there is none.
 func (d *Domain) SyncTime() error {
 	now := time.Now()

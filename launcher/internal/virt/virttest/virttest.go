@@ -118,6 +118,9 @@ func (d *Domain) Destroy() error {
 // InjectNMI is taken note of.
 func (d *Domain) InjectNMI() error { return d.called("nmi", "") }
 
+// PressKeys is taken note of.
+func (d *Domain) PressKeys(codes []uint) error { return d.called(fmt.Sprint("keys ", codes), "") }
+
 // SyncTime is taken note of.
 func (d *Domain) SyncTime() error { return d.called("sync-time", "") }
 
