@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"reflect"
+	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -40,6 +42,22 @@ type Client struct {
 	kube   kubernetes.Interface
 	events record.EventRecorder
 	sink   record.EventBroadcaster
+
+	imports importKnowledge
+}
+
+// importKnowledge is what is remembered about imports.
+type importKnowledge struct {
+	mu       sync.Mutex
+	settings driver.ImportSettings
+	read     time.Time         // of the ranges
+	told     map[string]string // condition by UID of the claim
+}
+
+func (k *importKnowledge) forget(uid string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.told, uid)
 }
 
 // New returns a client; it connects when it is used.
@@ -65,7 +83,7 @@ func New(opts Options) (*Client, error) {
 func newClient(opts Options, kube kubernetes.Interface) *Client {
 	sink := record.NewBroadcaster()
 	return &Client{
-		opts: opts, kube: kube, sink: sink,
+		opts: opts, kube: kube, sink: sink, imports: importKnowledge{told: map[string]string{}},
 		events: sink.NewRecorder(scheme(), corev1.EventSource{Component: component, Host: opts.Node}),
 	}
 }

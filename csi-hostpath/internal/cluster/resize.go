@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -45,8 +46,9 @@ type resizer struct {
 	queue   workqueue.TypedRateLimitingInterface[cache.ObjectName]
 }
 
-// Resize follows all claims until ctx ends and lets volumes of this node grow whose claims ask for more.
-func (c *Client) Resize(ctx context.Context, expand Expander) error {
+// Follow follows all claims until ctx ends: it lets volumes of this node grow whose claims ask for more, and ends imports
+// whose claims are gone.
+func (c *Client) Follow(ctx context.Context, expand Expander, forget Forgetter) error {
 	factory := informers.NewSharedInformerFactoryWithOptions(c.kube, 0, informers.WithTransform(stripped))
 	claims, volumes := factory.Core().V1().PersistentVolumeClaims(), factory.Core().V1().PersistentVolumes()
 	r := &resizer{
@@ -66,6 +68,12 @@ func (c *Client) Resize(ctx context.Context, expand Expander) error {
 	factory.Start(ctx.Done())
 	defer factory.Shutdown()
 	factory.WaitForCacheSync(ctx.Done())
+	if ctx.Err() != nil {
+		return nil
+	}
+	var forgetting sync.WaitGroup
+	forgetting.Go(func() { c.forgetting(ctx, r.claims, forget) })
+	defer forgetting.Wait()
 	stop := context.AfterFunc(ctx, r.queue.ShutDown)
 	defer stop()
 	for {

@@ -56,10 +56,10 @@ func TestResize(t *testing.T) {
 	done := make(chan error, 1)
 	refuse := map[string]error{"h-full": volume.ErrNoSpace, "h-huge": fmt.Errorf("%w: too much", volume.ErrTooLarge)}
 	go func() {
-		done <- client.Resize(ctx, func(_ context.Context, handle string, size int64) (int64, error) {
+		done <- client.Follow(ctx, func(_ context.Context, handle string, size int64) (int64, error) {
 			asked <- fmt.Sprint(handle, " ", size)
 			return size, refuse[handle]
-		})
+		}, func(context.Context, func(volume.Claim) bool) {})
 	}()
 	want := map[string]string{"NoSpace": "not enough room", "DiskResized": "3Gi", "VolumeResizeFailed": "size out of range"}
 	for len(want) > 0 {

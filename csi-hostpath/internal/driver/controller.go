@@ -25,11 +25,12 @@ const maxNameLength = 128
 type controller struct {
 	*unlockedController
 	names locks
-	works jobs
 }
 
 func newController(opts Options, node *node) *controller {
-	return &controller{unlockedController: &unlockedController{opts: opts, node: node}}
+	return &controller{unlockedController: &unlockedController{
+		opts: opts, node: node, works: &jobs{}, imports: newImports(opts.Imports, opts.ImportTuning),
+	}}
 }
 
 func (c *controller) CreateVolume(ctx context.Context, req *csi.CreateVolumeRequest) (*csi.CreateVolumeResponse, error) {
@@ -57,8 +58,10 @@ func (c *controller) DeleteVolume(ctx context.Context, req *csi.DeleteVolumeRequ
 // unlockedController must be used through [controller] only.
 type unlockedController struct {
 	csi.UnimplementedControllerServer
-	opts Options
-	node *node
+	opts    Options
+	node    *node
+	works   *jobs
+	imports *imports
 }
 
 // ControllerGetCapabilities names what is served (storage.md 2.9, as far as this version goes).
@@ -101,16 +104,43 @@ func (c *unlockedController) CreateVolume(ctx context.Context, req *csi.CreateVo
 	if err != nil {
 		return nil, err
 	}
-	handle, made, err := c.opts.Pools.Create(ctx, poolName, wanted)
-	if errors.Is(err, volume.ErrNotReady) {
-		err = fmt.Errorf("%w: %w", errElsewhere, err)
+	described, err := c.create(ctx, poolName, wanted)
+	if err != nil {
+		return nil, err
+	}
+	described.ContentSource = req.GetVolumeContentSource()
+	return &csi.CreateVolumeResponse{Volume: described}, nil
+}
+
+// create makes a volume; one that is filled from outside may outlast the call.
+func (c *unlockedController) create(ctx context.Context, poolName string, wanted volume.Request) (*csi.Volume, error) {
+	make := func(ctx context.Context) (any, error) {
+		handle, made, err := c.opts.Pools.Create(ctx, poolName, wanted)
+		if errors.Is(err, volume.ErrNotReady) {
+			err = fmt.Errorf("%w: %w", errElsewhere, err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if wanted.Fill != nil {
+			c.imports.done(ctx, wanted.Claim)
+		}
+		return c.describe(handle, made), nil
+	}
+	made, err := any(nil), error(nil)
+	if wanted.Fill == nil {
+		made, err = make(ctx)
+	} else {
+		made, err = c.works.do(ctx, "import "+wanted.Name, make)
+		if errors.Is(err, errPending) {
+			err = fmt.Errorf("%w: %s", errPending, c.imports.waiting(wanted.Claim))
+		}
 	}
 	if err != nil {
 		return nil, err
 	}
-	described := c.describe(handle, made)
-	described.ContentSource = req.GetVolumeContentSource()
-	return &csi.CreateVolumeResponse{Volume: described}, nil
+	described, _ := made.(*csi.Volume)
+	return described, nil
 }
 
 // wantedHere reports whether the requirement allows this node.

@@ -13,6 +13,7 @@ import (
 
 	"podvirt.dev/api"
 	"podvirt.dev/csi-hostpath/internal/fault"
+	"podvirt.dev/csi-hostpath/internal/importer"
 	"podvirt.dev/csi-hostpath/internal/pool"
 	"podvirt.dev/internal/unixgrpc"
 )
@@ -48,6 +49,10 @@ type Options struct {
 	Pools   *pool.Manager
 	Claims  Claims
 	Fault   fault.Hook
+	// Imports leads to claims that are filled from outside; nil: such claims are refused.
+	Imports Imports
+	// ImportTuning makes the times of imports short in tests.
+	ImportTuning importer.Tuning
 	// Guests freezes the guests of VMs; nil: nobody does, and copies of volumes in use are as after a power cut.
 	Guests Guests
 	// Quiesced is told how a snapshot was made consistent; nil: nobody is told.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 
+	"podvirt.dev/api"
 	"podvirt.dev/csi-hostpath/internal/pooltest"
 	"podvirt.dev/csi-hostpath/internal/volume"
 	"podvirt.dev/internal/require"
@@ -358,7 +359,7 @@ func TestRefusals(t *testing.T) {
 			codes.InvalidArgument, `podvirt.dev/content: "dsk": not one of disk, files; nearest: disk`,
 		},
 		"an import": {
-			request{size: size}, map[string]string{annotationImport: "https://example.org/x"},
+			request{size: size}, map[string]string{api.KeyImportSource: "https://example.org/x"},
 			codes.InvalidArgument, "podvirt.dev/import-source",
 		},
 		"project quota": {

@@ -34,6 +34,7 @@ func codeOf(err error) codes.Code {
 		{context.Canceled, codes.Canceled},
 		{errInvalid, codes.InvalidArgument},
 		{volume.ErrInvalid, codes.InvalidArgument},
+		{volume.ErrRejected, codes.InvalidArgument},
 		{errToken, codes.Aborted},
 		{volume.ErrTooLarge, codes.OutOfRange},
 		{volume.ErrIncompatible, codes.AlreadyExists},

@@ -31,6 +31,8 @@ type bench struct {
 	claims fakeClaims
 	stop   func()
 
+	driver   *Driver
+	imports  *fakeImports
 	guests   Guests
 	quiesced func(ctx context.Context, q QuiescedSnapshot)
 	csi.ControllerClient
@@ -64,10 +66,15 @@ func (b *bench) start() {
 	pools := pool.New(pool.Options{Node: "n1", Scratch: filepath.Join(b.paths, "scratch")})
 	pools.Apply(ctx, []poolconfig.Pool{{Name: "test", Path: b.dir, Overcommit: 1, HardSize: "auto", Default: true}})
 	socket := filepath.Join(b.paths, "csi.sock")
-	d, err := New(Options{Node: "n1", Version: "test", Socket: socket, Pools: pools, Claims: b.claims, Guests: b.guests, Quiesced: b.quiesced})
+	options := Options{Node: "n1", Version: "test", Socket: socket, Pools: pools, Claims: b.claims, Guests: b.guests, Quiesced: b.quiesced}
+	if b.imports != nil {
+		options.Imports, options.ImportTuning = b.imports, b.imports.tuning
+	}
+	d, err := New(options)
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	b.driver = d
 	done := make(chan error, 2)
 	go func() { done <- d.Run(ctx, func() {}) }()
 	go func() { done <- pools.Run(ctx) }()
@@ -133,9 +140,13 @@ func (r request) capability() *csi.VolumeCapability {
 
 // tryCreate calls CreateVolume as external-provisioner does, for claim shop/NAME.
 func (b *bench) tryCreate(r request) (*csi.Volume, error) {
+	return b.tryCreateContext(b.t.Context(), r)
+}
+
+func (b *bench) tryCreateContext(ctx context.Context, r request) (*csi.Volume, error) {
 	params := map[string]string{paramClaimNamespace: "shop", paramClaimName: r.name}
 	maps.Copy(params, r.parameters)
-	resp, err := b.CreateVolume(b.t.Context(), &csi.CreateVolumeRequest{
+	resp, err := b.CreateVolume(ctx, &csi.CreateVolumeRequest{
 		Name: "pvc-" + r.name, CapacityRange: &csi.CapacityRange{RequiredBytes: r.size},
 		VolumeCapabilities: []*csi.VolumeCapability{r.capability()}, Parameters: params,
 	})

@@ -72,6 +72,13 @@ func (j *jobs) start(ctx context.Context, key string, work func(context.Context)
 	return started, nil
 }
 
+// has reports whether the work runs.
+func (j *jobs) has(key string) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.running[key] != nil
+}
+
 // end stops all works and waits for them.
 func (j *jobs) end() {
 	j.mu.Lock()

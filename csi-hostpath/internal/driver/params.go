@@ -30,7 +30,6 @@ const (
 	annotationContent       = api.Prefix + "content"
 	annotationPreallocation = api.Prefix + "preallocation"
 	annotationShareable     = api.Prefix + "shareable"
-	annotationImport        = api.Prefix + "import-source"
 	annotationCloneMode     = api.Prefix + "clone-mode"
 )
 
@@ -144,12 +143,20 @@ func (c *unlockedController) newVolume(ctx context.Context, req *csi.CreateVolum
 		}
 		class.clone = mode
 	}
+	filled, err := c.imports.prepare(ctx, claim, info.Annotations, from != nil)
+	if err != nil {
+		return "", volume.Request{}, err
+	}
 	made := volume.Request{Name: req.GetName(), Claim: claim, Size: size, DirectIO: class.directIO, Parameters: stored(params)}
-	if err := shape(&made, req.GetVolumeCapabilities(), shaping{class: class, annotations: info.Annotations, where: where, source: from}); err != nil {
+	shaped := shaping{class: class, annotations: info.Annotations, where: where, source: from, filled: filled != nil}
+	if err := shape(&made, req.GetVolumeCapabilities(), shaped); err != nil {
 		return "", volume.Request{}, err
 	}
 	if err := from.begin(&made, req, class, where); err != nil {
 		return "", volume.Request{}, err
+	}
+	if filled != nil {
+		made.Origin, made.Fill = volume.Origin{Kind: volume.OriginImport, UUID: filled.digest}, filled.fill
 	}
 	return where.Name, made, from.hold(c.node.unlockedNode, &made, where)
 }
@@ -206,7 +213,8 @@ type shaping struct {
 	class       classParams
 	annotations map[string]string
 	where       pool.Pool
-	source      *source // nil: blank
+	source      *source // nil: blank, or filled from outside
+	filled      bool
 }
 
 // shape fills in mode, content, preallocation and file system.
@@ -215,14 +223,11 @@ func shape(r *volume.Request, capabilities []*csi.VolumeCapability, s shaping) e
 	if err != nil {
 		return err
 	}
-	if !writers && s.source == nil {
+	if !writers && s.source == nil && !s.filled {
 		return fmt.Errorf("%w: a read-only volume without a source would stay empty", errInvalid)
 	}
 	var errs []error
-	if source := s.annotations[annotationImport]; source != "" && source != "blank:" {
-		errs = append(errs, fmt.Errorf("%s: %q: this version of the driver makes blank volumes only", annotationImport, source))
-	}
-	r.Content, err = contentOf(r.Mode, s.annotations[annotationContent], s.class.content)
+	r.Content, err = s.content(r.Mode)
 	errs = append(errs, err)
 	r.Preallocation, err = preallocationOf(s.annotations[annotationPreallocation], s.class.preallocation)
 	errs = append(errs, err)
@@ -239,6 +244,19 @@ func shape(r *volume.Request, capabilities []*csi.VolumeCapability, s shaping) e
 		errs = append(errs, err)
 	}
 	return invalid(errors.Join(errs...))
+}
+
+// content is what the volume holds: a disk where one is imported.
+func (s shaping) content(mode volume.Mode) (volume.Content, error) {
+	class := s.class.content
+	if s.filled && class == auto {
+		class = string(volume.ContentDisk)
+	}
+	content, err := contentOf(mode, s.annotations[annotationContent], class)
+	if s.filled && err == nil && content != volume.ContentDisk {
+		err = fmt.Errorf("%s: %q: an image is imported into content disk only", annotationContent, content)
+	}
+	return content, err
 }
 
 // imageType is the file system inside the volume's image.

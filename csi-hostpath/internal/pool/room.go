@@ -126,8 +126,12 @@ func (m *Manager) reserve(poolName string, r volume.Request) (store *volume.Stor
 	if err != nil {
 		return nil, nil, err
 	}
-	if _, err := e.store.Find(r); !errors.Is(err, volume.ErrNotFound) {
+	_, err = e.store.Find(r)
+	switch {
+	case !errors.Is(err, volume.ErrNotFound):
 		return e.store, func() {}, err
+	case e.store.Begun(r.Name): // it has its room
+		return e.store, func() {}, nil
 	}
 	done, err = m.take(e, r.Name, r.Promise())
 	return e.store, done, err
@@ -150,6 +154,19 @@ func (m *Manager) take(e *entry, name string, bytes int64) (done func(), err err
 		defer m.mu.Unlock()
 		delete(m.inflight, reserved)
 	}, nil
+}
+
+// Filling returns the volumes that are not whole yet, each with its pool.
+func (m *Manager) Filling() map[*volume.Store][]volume.Volume {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := map[*volume.Store][]volume.Volume{}
+	for _, store := range m.stores() {
+		if found := store.Filling(); len(found) > 0 {
+			all[store] = found
+		}
+	}
+	return all
 }
 
 // Room are the bytes of a pool. Two pools on one file system show the same room: it is there once (ST-001).

@@ -2,6 +2,7 @@
 package pooltest
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,7 +14,10 @@ import (
 	"testing"
 	"time"
 
+	"podvirt.dev/csi-hostpath/internal/importer"
 	"podvirt.dev/csi-hostpath/internal/mounts"
+	"podvirt.dev/csi-hostpath/internal/sandbox"
+	"podvirt.dev/internal/cli"
 	"podvirt.dev/internal/require"
 )
 
@@ -146,7 +150,18 @@ const envPrivate = "PODVIRT_TEST_PRIVATE_MOUNTS"
 
 // Main runs the tests of a package in a mount namespace of their own. In the machine's namespace every program that
 // makes a namespace meanwhile would keep a copy of the tests' mounts, and with it their loop devices, alive.
+//
+// The confined process of an import is the program itself, here the test binary: Main is that process where it is asked to.
 func Main(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == sandbox.Command {
+		cli.Main(func(ctx context.Context, args []string, std cli.Streams) int {
+			if err := importer.Child(ctx, args[1:], std.In, std.Out); err != nil {
+				fmt.Fprintln(std.Err, err)
+			}
+			return 0
+		})
+		return
+	}
 	unshare, err := exec.LookPath("unshare")
 	if os.Getuid() == 0 && os.Getenv(envPrivate) == "" && err == nil {
 		argv := append([]string{unshare, "--mount", "--propagation=private", "--"}, os.Args...)

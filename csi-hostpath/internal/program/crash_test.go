@@ -1,6 +1,7 @@
 package program
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -63,6 +64,8 @@ type process struct {
 	dir  string // sockets, staging and target paths
 	cmd  *exec.Cmd
 	log  *os.File
+	// kubeconfig leads to the API server that has the pools; empty: they are in a file, and there is no API server.
+	kubeconfig string
 }
 
 func newProcess(t *testing.T, pool string) *process {
@@ -101,8 +104,12 @@ func (p *process) start(killAt int) {
 
 // prepare makes the command of a driver that kills itself before a durable step; 0: it does not.
 func (p *process) prepare(killAt int) {
+	pools := "--pools-file=" + filepath.Join(p.dir, "pools.yaml")
+	if p.kubeconfig != "" {
+		pools = "--kubeconfig=" + p.kubeconfig
+	}
 	p.cmd = exec.Command(os.Args[0], "--node-name=n1", "--socket="+p.socket(), "--registration-dir=", "--pools-root="+filepath.Dir(filepath.Dir(p.pool)),
-		"--pools-file="+filepath.Join(p.dir, "pools.yaml"), "--scratch="+filepath.Join(p.dir, "scratch"), "--status-address=", "-v=0")
+		pools, "--scratch="+filepath.Join(p.dir, "scratch"), "--status-address=", "-v=0")
 	p.cmd.Env = append(os.Environ(), envKillAt+"="+strconv.Itoa(killAt))
 	p.cmd.Stderr = p.log
 }
@@ -176,6 +183,7 @@ var errDied = errors.New("the driver died")
 type shape struct {
 	name       string
 	block      bool
+	size       int64 // 0: 64 MiB
 	parameters map[string]string
 }
 
@@ -229,7 +237,7 @@ func (l *life) target() string  { return filepath.Join(l.p.dir, l.name+"-target"
 
 func (l *life) create(ctx context.Context, conn grpc.ClientConnInterface) error {
 	resp, err := csi.NewControllerClient(conn).CreateVolume(ctx, &csi.CreateVolumeRequest{
-		Name: l.name, CapacityRange: &csi.CapacityRange{RequiredBytes: 64 << 20},
+		Name: l.name, CapacityRange: &csi.CapacityRange{RequiredBytes: cmp.Or(l.shape.size, 64<<20)},
 		VolumeCapabilities: []*csi.VolumeCapability{l.shape.capability()}, Parameters: l.shape.parameters,
 	})
 	if err == nil {

@@ -20,11 +20,13 @@ import (
 	"podvirt.dev/csi-hostpath/internal/cluster"
 	"podvirt.dev/csi-hostpath/internal/driver"
 	"podvirt.dev/csi-hostpath/internal/fault"
+	"podvirt.dev/csi-hostpath/internal/importer"
 	"podvirt.dev/csi-hostpath/internal/mounts"
 	"podvirt.dev/csi-hostpath/internal/pool"
 	"podvirt.dev/csi-hostpath/internal/poolconfig"
 	"podvirt.dev/csi-hostpath/internal/quiesce"
 	"podvirt.dev/csi-hostpath/internal/registration"
+	"podvirt.dev/csi-hostpath/internal/sandbox"
 	"podvirt.dev/csi-hostpath/internal/status"
 	"podvirt.dev/internal/cli"
 	"podvirt.dev/internal/selfsigned"
@@ -73,6 +75,9 @@ func Run(ctx context.Context, args []string, std cli.Streams) int {
 
 // RunWithFault is Run with a hook on every durable step; tests of crashes use it.
 func RunWithFault(ctx context.Context, args []string, std cli.Streams, hook fault.Hook) int {
+	if len(args) > 0 && args[0] == sandbox.Command {
+		return runImport(ctx, args[1:], std)
+	}
 	var config Config
 	set := config.flags()
 	set.SetOutput(std.Err)
@@ -94,6 +99,15 @@ func RunWithFault(ctx context.Context, args []string, std cli.Streams, hook faul
 	}
 	if err := run(ctx); err != nil {
 		klog.FromContext(ctx).Error(err, "csi-hostpath ends")
+		return 1
+	}
+	return 0
+}
+
+// runImport is the confined process of an import. It is for the driver only, and its words are few.
+func runImport(ctx context.Context, args []string, std cli.Streams) int {
+	if err := importer.Child(ctx, args, std.In, std.Out); err != nil {
+		fmt.Fprintf(std.Err, "csi-hostpath: %v\n", err)
 		return 1
 	}
 	return 0
@@ -124,7 +138,7 @@ func serve(ctx context.Context, config Config, hook fault.Hook) error {
 		Guests: quiesce.Guests{Pods: config.PodsDir},
 	}
 	if client != nil {
-		options.Claims, options.Quiesced = client, client.Quiesced
+		options.Claims, options.Quiesced, options.Imports = client, client.Quiesced, client
 	}
 	csiDriver, err := driver.New(options)
 	if err != nil {
@@ -135,7 +149,7 @@ func serve(ctx context.Context, config Config, hook fault.Hook) error {
 			if !arrived(ctx, configured) {
 				return nil
 			}
-			return client.Resize(ctx, csiDriver.Expand)
+			return client.Follow(ctx, csiDriver.Expand, csiDriver.Forget)
 		})
 	}
 	answering := make(chan struct{})

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -36,6 +37,15 @@ func (o Origin) String() string {
 		return "blank"
 	}
 	return string(o.Kind) + ":" + o.UUID
+}
+
+// begunAs reports whether the volume began as the origin. Of one that was filled it does not matter any more from what:
+// the claim may say something else by now.
+func (m Meta) begunAs(o Origin) bool {
+	if o.Kind == OriginImport {
+		return strings.HasPrefix(m.Source, string(OriginImport)+":")
+	}
+	return m.Source == o.String()
 }
 
 // Hold makes a volume stand still that is in use; release lets it go on and must be called whatever happens. It is

@@ -44,6 +44,8 @@ type Request struct {
 	Origin Origin
 	// Copy forbids to share blocks with the origin, Share to do without.
 	Copy, Share bool
+	// Fill brings the content; nil: the origin has it, or there is none. The origin is of kind [OriginImport] then.
+	Fill Fill
 	// Hold is called around the moment at which the origin is read, when it is a volume in use; nil: nobody writes it.
 	Hold Hold
 }
@@ -67,7 +69,7 @@ func (s *Store) Find(r Request) (Volume, error) {
 	if !ok {
 		return Volume{}, fmt.Errorf("%w: %s", ErrNotFound, r.Name)
 	}
-	same := existing.Size == Round(r.Size) && existing.Content == r.Content && existing.Mode == r.Mode && existing.Source == r.Origin.String()
+	same := existing.Size == Round(r.Size) && existing.Content == r.Content && existing.Mode == r.Mode && existing.begunAs(r.Origin)
 	if !same || !maps.Equal(existing.Parameters, r.Parameters) {
 		return Volume{}, fmt.Errorf("%w: %s has %d bytes, content %s, mode %s",
 			ErrIncompatible, r.Name, existing.Size, existing.Content, existing.Mode)
@@ -89,6 +91,9 @@ func (s *Store) Create(ctx context.Context, r Request) (Volume, error) {
 		Format: Format, UUID: uuid.NewString(), Name: r.Name, Claim: r.Claim, Size: Round(r.Size), Promised: r.Promise(),
 		Content: r.Content, Mode: r.Mode, Preallocation: r.Preallocation, FSType: r.FSType, DirectIO: r.DirectIO,
 		Source: r.Origin.String(), Parameters: r.Parameters, State: StateReady, Created: time.Now().UTC().Truncate(time.Second),
+	}
+	if r.Fill != nil {
+		return s.createFilled(ctx, meta, r)
 	}
 	data := func(dir string) error { return s.makeData(ctx, dir, meta) }
 	if r.Origin != (Origin{}) {

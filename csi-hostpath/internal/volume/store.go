@@ -65,6 +65,7 @@ type Store struct {
 	mu        sync.Mutex
 	volumes   map[string]Volume // by uuid
 	snapshots map[string]Volume // by uuid
+	filling   map[string]Volume // by uuid; not whole yet
 }
 
 // Open takes the pool at opts.Path: makes it one if it is an empty directory, locks it, measures what its file system
@@ -91,7 +92,7 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 	}
 	store := &Store{
 		opts: opts, identity: identity, fileSystem: fileSystem, device: stat.Dev, lock: lock,
-		trashed: make(chan struct{}, 1), volumes: map[string]Volume{}, snapshots: map[string]Volume{},
+		trashed: make(chan struct{}, 1), volumes: map[string]Volume{}, snapshots: map[string]Volume{}, filling: map[string]Volume{},
 	}
 	if err := store.load(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("%w: %w", ErrNotReady, err), lock.Close())
@@ -142,7 +143,7 @@ func (s *Store) Get(id string) (Volume, error) {
 func (s *Store) List() []Volume {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.SortedFunc(maps.Values(s.volumes), func(a, b Volume) int { return strings.Compare(a.UUID, b.UUID) })
+	return slices.SortedFunc(maps.Values(s.volumes), byUUID)
 }
 
 // Snapshot returns a snapshot by uuid, or [ErrNotFound].
@@ -160,15 +161,17 @@ func (s *Store) Snapshot(id string) (Volume, error) {
 func (s *Store) Snapshots() []Volume {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.SortedFunc(maps.Values(s.snapshots), func(a, b Volume) int { return strings.Compare(a.UUID, b.UUID) })
+	return slices.SortedFunc(maps.Values(s.snapshots), byUUID)
 }
+
+func byUUID(a, b Volume) int { return strings.Compare(a.UUID, b.UUID) }
 
 // Empty reports whether the pool holds no volume, no snapshot and nothing that is being removed.
 func (s *Store) Empty() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	trash, err := os.ReadDir(s.dir(trashDir))
-	return err == nil && len(trash) == 0 && len(s.volumes) == 0 && len(s.snapshots) == 0
+	return err == nil && len(trash) == 0 && len(s.volumes) == 0 && len(s.snapshots) == 0 && len(s.filling) == 0
 }
 
 // HasVolumes reports whether a pool that is not open holds volumes or snapshots.
@@ -184,7 +187,7 @@ func HasVolumes(path string) (bool, error) {
 	return len(volumes)+len(snapshots) > 0, err
 }
 
-// byName returns what was made under a name, of volumes or of snapshots.
+// byName returns what was made under a name, of volumes, of snapshots or of volumes that are being filled.
 func (s *Store) byName(of map[string]Volume, name string) (Volume, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -237,7 +240,12 @@ func (s *Store) readAll(ctx context.Context, kind string, found map[string]Volum
 			klog.FromContext(ctx).Info("Something that is no volume lies in a pool", "path", s.dir(kind, entry.Name()))
 			continue
 		}
-		found[entry.Name()] = s.read(ctx, kind, entry.Name())
+		read := s.read(ctx, kind, entry.Name())
+		if read.Problem == nil && read.State == StateFilling {
+			s.filling[entry.Name()] = read
+			continue
+		}
+		found[entry.Name()] = read
 	}
 	return nil
 }
@@ -247,7 +255,7 @@ func (s *Store) read(ctx context.Context, kind, id string) Volume {
 	meta, err := readMeta(dir)
 	volume := Volume{Meta: meta, Dir: dir, Problem: err}
 	volume.UUID = id
-	if err == nil && meta.State != StateReady {
+	if err == nil && meta.State != StateReady && (meta.State != StateFilling || kind != volumesDir) {
 		volume.Problem = fmt.Errorf("%w: its state is %s", ErrDamaged, meta.State)
 	}
 	if _, err := os.Stat(volume.Data()); err != nil && volume.Problem == nil {

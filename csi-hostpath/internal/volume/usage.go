@@ -41,7 +41,7 @@ func (s *Store) Usage() (Usage, error) {
 	usage := Usage{
 		Total: int64(stat.Blocks) * stat.Bsize, Size: (int64(stat.Blocks) - kept) * stat.Bsize, Free: int64(stat.Bavail) * stat.Bsize, counted: map[string]bool{},
 	}
-	all := slices.Concat(s.List(), s.Snapshots())
+	all := slices.Concat(s.List(), s.Snapshots(), s.Filling())
 	for _, volume := range all {
 		usage.counted[volume.Name] = true
 		usage.Promised += volume.Promised

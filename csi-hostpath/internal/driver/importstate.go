@@ -1,0 +1,200 @@
+package driver
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"strconv"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"podvirt.dev/api"
+	"podvirt.dev/csi-hostpath/internal/importer"
+	"podvirt.dev/csi-hostpath/internal/volume"
+)
+
+func (f *filling) progress() importer.Progress {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.last
+}
+
+func (f *filling) restartsNow() int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.restarts + f.last.Restarts
+}
+
+// percent is how far it is, "unknown" where the source tells no length.
+func percent(p importer.Progress) string {
+	if p.Total <= 0 {
+		return "unknown"
+	}
+	return strconv.FormatFloat(float64(p.Position*1000/p.Total)/10, 'f', 1, 64) + "%"
+}
+
+// annotations are what is shown while it runs.
+func (f *filling) annotations() map[string]string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	total := "?"
+	if f.last.Total > 0 {
+		total = strconv.FormatInt(f.last.Total, 10)
+	}
+	all := map[string]string{
+		api.KeyImportPhase:    f.phase,
+		api.KeyImportProgress: percent(f.last),
+		api.KeyImportBytes:    fmt.Sprintf("%d/%s %d %.0fB/s", f.last.Position, total, f.last.Written, f.rate),
+		api.KeyImportRestarts: strconv.FormatInt(f.restarts+f.last.Restarts, 10),
+	}
+	if found := f.last.Image; found != nil {
+		all[api.KeyImportInfo] = fmt.Sprintf("format=%s,compression=%s", found.Format, found.Compression)
+		if found.VirtualSize >= 0 {
+			all[api.KeyImportInfo] += ",virtual-size=" + strconv.FormatInt(found.VirtualSize, 10)
+		}
+	}
+	return all
+}
+
+// tell writes a state with what is known of the progress.
+func (f *filling) tell(ctx context.Context, state ImportState) {
+	annotations := f.annotations()
+	maps.Copy(annotations, state.Annotations)
+	state.Annotations = annotations
+	annotations[api.KeyImportMessage] = state.Message
+	f.all.claims.ImportState(ctx, f.claim, state)
+}
+
+// telling writes the progress now and then until stop is called.
+func (f *filling) telling(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ticker := time.NewTicker(tellEvery)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ticker.C:
+				f.tick(ctx)
+			}
+		}
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
+// tick tells what has changed since the last one.
+func (f *filling) tick(ctx context.Context) {
+	f.mu.Lock()
+	now, changed := f.last, f.last != f.before
+	f.rate = float64(now.Transferred-f.before.Transferred) / tellEvery.Seconds()
+	f.before = now
+	event := ""
+	if time.Since(f.event) >= eventEvery {
+		event, f.event = "ImportProgress", time.Now()
+		if now.Problem != "" {
+			event = "ImportRetrying"
+		}
+	}
+	f.mu.Unlock()
+	if !changed && event == "" {
+		return
+	}
+	text := percent(now) + " of " + f.source()
+	if now.Problem != "" {
+		text = now.Problem
+	}
+	f.tell(ctx, ImportState{Populated: "False", Reason: reasonInProgress, Message: text, Event: event, Warning: now.Problem != ""})
+}
+
+// again says that a new attempt begins.
+func (f *filling) again(ctx context.Context, err error) {
+	f.mu.Lock()
+	f.restarts += f.last.Restarts + 1
+	f.last, f.before = importer.Progress{}, importer.Progress{}
+	f.mu.Unlock()
+	f.tell(ctx, ImportState{Populated: "False", Reason: reasonInProgress, Message: err.Error(), Event: "ImportRetrying", Warning: true})
+}
+
+// verified says what the source was.
+func (f *filling) verified(ctx context.Context, sum string) {
+	f.mu.Lock()
+	f.phase = phaseVerifying
+	f.mu.Unlock()
+	f.tell(ctx, ImportState{
+		Annotations: map[string]string{api.KeyImportDigest: sum, api.KeyImportProgress: "100.0%"},
+		Populated:   "False", Reason: reasonInProgress, Message: "all is there and being made durable",
+	})
+}
+
+// done says that the volume exists.
+func (i *imports) done(ctx context.Context, claim volume.Claim) {
+	i.mu.Lock()
+	delete(i.failed, claim.UID)
+	i.mu.Unlock()
+	const text = "the content is complete"
+	i.claims.ImportState(ctx, claim, ImportState{
+		Annotations: map[string]string{api.KeyImportPhase: phaseSucceeded, api.KeyImportMessage: text, api.KeyImportProgress: "100.0%"},
+		Populated:   "True", Reason: reasonCompleted, Message: text, Event: "ImportSucceeded",
+	})
+}
+
+// waiting is what a caller is told that comes before it is done.
+func (i *imports) waiting(claim volume.Claim) string {
+	i.mu.Lock()
+	f := i.running[claim.UID]
+	i.mu.Unlock()
+	if f == nil {
+		return "importing " + claim.String()
+	}
+	return f.name() + ": " + percent(f.progress())
+}
+
+// cancel ends the imports of claims that are gone, and forgets what was remembered of them.
+func (i *imports) cancel(exists func(volume.Claim) bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	for _, f := range i.running {
+		if !exists(f.claim) {
+			f.stop(errClaimGone)
+		}
+	}
+	for uid, before := range i.failed {
+		if !exists(before.claim) {
+			delete(i.failed, uid)
+		}
+	}
+}
+
+// Forget ends the imports of claims that do not exist any more, and removes what there is of their volumes.
+func (d *Driver) Forget(ctx context.Context, exists func(volume.Claim) bool) {
+	d.controller.imports.cancel(exists)
+	for store, begun := range d.opts.Pools.Filling() {
+		for _, v := range begun {
+			if exists(v.Claim) {
+				continue
+			}
+			if err := d.controller.discard(store, v); err != nil {
+				klog.FromContext(ctx).Info("What is left of an import is not removed; it will be tried again", "volume", v.Dir, "err", err)
+			}
+		}
+	}
+}
+
+// discard removes an unfinished volume, unless somebody works on it.
+func (c *controller) discard(store *volume.Store, v volume.Volume) error {
+	if busy := c.names.try(v.Name); busy != nil {
+		return nil
+	}
+	defer c.names.release(v.Name)
+	if c.works.has("import " + v.Name) {
+		return nil
+	}
+	return store.Discard(v.UUID)
+}

@@ -1,0 +1,604 @@
+package importer
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"podvirt.dev/api"
+	"podvirt.dev/csi-hostpath/internal/sandbox"
+	"podvirt.dev/internal/cli"
+	"podvirt.dev/internal/require"
+)
+
+// TestMain makes the test binary the confined process.
+func TestMain(m *testing.M) {
+	if len(os.Args) < 2 || os.Args[1] != sandbox.Command {
+		m.Run()
+		return
+	}
+	cli.Main(func(ctx context.Context, args []string, std cli.Streams) int {
+		if err := Child(ctx, args[1:], std.In, std.Out); err != nil {
+			fmt.Fprintln(std.Err, err)
+		}
+		return 0
+	})
+}
+
+const diskSize = 8 << 20
+
+// content is what all images hold.
+func content() []byte {
+	data := make([]byte, 4<<20)
+	random := rand.New(rand.NewPCG(3, 4))
+	for _, from := range []int{0, 2 << 20} {
+		for i := range 400 << 10 {
+			data[from+i] = byte(random.Uint32())
+		}
+	}
+	data[len(data)-1] = 1
+	return data
+}
+
+// images are files by name: FORMAT.COMPRESSION.
+func images(t *testing.T) map[string][]byte {
+	t.Helper()
+	for _, program := range []string{"qemu-img", "gzip", "xz", "zstd", "bzip2"} {
+		_, err := exec.LookPath(program)
+		require.Feature(t, err == nil, program)
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "raw"), content(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	script := "qemu-img convert -O qcow2 raw qcow2; qemu-img convert -c -O qcow2 raw packed\n" +
+		"for f in raw qcow2 packed; do cp $f $f.none; gzip -1 <$f >$f.gz; xz -0 <$f >$f.xz; zstd -q -1 <$f >$f.zst; bzip2 -1 <$f >$f.bz2; done"
+	cmd := exec.Command("sh", "-e", "-c", script)
+	cmd.Dir = dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	files, err := filepath.Glob(filepath.Join(dir, "*.*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	made := map[string][]byte{}
+	for _, file := range files {
+		if made[filepath.Base(file)], err = os.ReadFile(file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return made
+}
+
+// site is a web server with files, and what is particular about it.
+type site struct {
+	files  map[string][]byte
+	noETag bool
+	cut    int64 // bytes after which each answer breaks off
+	pause  time.Duration
+	before func(w http.ResponseWriter, r *http.Request) (handled bool)
+
+	answers atomic.Int64
+	bytes   atomic.Int64
+}
+
+func (s *site) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	s.answers.Add(1)
+	if s.before != nil && s.before(w, r) {
+		return
+	}
+	data, ok := s.files[strings.TrimPrefix(r.URL.Path, "/")]
+	if !ok {
+		http.NotFound(w, r)
+		return
+	}
+	w.Header().Set("Content-Type", "application/octet-stream")
+	if !s.noETag {
+		sum := sha256.Sum256(data)
+		w.Header().Set("ETag", `"`+hex.EncodeToString(sum[:8])+`"`)
+	}
+	http.ServeContent(&cutting{ResponseWriter: w, s: s, left: s.cut}, r, "", time.Time{}, bytes.NewReader(data))
+}
+
+// cutting breaks the connection after some bytes, or lets bytes trickle.
+type cutting struct {
+	http.ResponseWriter
+	s    *site
+	left int64
+}
+
+func (c *cutting) Write(p []byte) (int, error) {
+	if c.s.pause > 0 {
+		timer := time.NewTimer(c.s.pause)
+		<-timer.C
+	}
+	if c.s.cut > 0 {
+		if c.left <= 0 {
+			_ = http.NewResponseController(c.ResponseWriter).Flush()
+			panic(http.ErrAbortHandler)
+		}
+		p = p[:min(int64(len(p)), c.left)]
+		c.left -= int64(len(p))
+	}
+	c.s.bytes.Add(int64(len(p)))
+	return c.ResponseWriter.Write(p)
+}
+
+// plain answers 200 with all, whatever is asked for.
+func plain(files map[string][]byte, length bool) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		data := files[strings.TrimPrefix(r.URL.Path, "/")]
+		if length {
+			w.Header().Set("Content-Length", fmt.Sprint(len(data)))
+		} else if err := http.NewResponseController(w).Flush(); err != nil { // makes it chunked
+			return
+		}
+		_, _ = w.Write(data) // who reads sees it
+	})
+}
+
+// attempt is one import onto a new disk.
+type attempt struct {
+	url     string
+	options map[string]string // annotations beside the source
+	objects Objects
+	disk    *os.File // nil: a new one
+	start   *Checkpoint
+	policy  *Policy // nil: loopback is allowed
+	tuning  Tuning
+	ctx     context.Context
+	points  []Checkpoint
+	last    Progress
+	size    int64
+}
+
+func (a *attempt) run(t *testing.T) (string, error) {
+	t.Helper()
+	require.Root(t)
+	require.Feature(t, sandbox.Landlock(), "Landlock")
+	annotations := map[string]string{api.KeyImportSource: a.url}
+	for key, value := range a.options {
+		annotations[api.Prefix+"import-"+key] = value
+	}
+	asked, errs := api.ParseImport(annotations, false)
+	if errs.Err() != nil {
+		t.Fatal(errs)
+	}
+	if a.size == 0 {
+		a.size = diskSize
+	}
+	if a.disk == nil {
+		a.disk = newDisk(t, a.size)
+	}
+	policy := Policy{Allow: []string{"127.0.0.0/8", "*"}}
+	if a.policy != nil {
+		policy = *a.policy
+	}
+	if a.ctx == nil {
+		a.ctx = t.Context()
+	}
+	if a.tuning.FirstPause == 0 {
+		a.tuning.FirstPause = time.Millisecond
+	}
+	a.tuning.LastPause = 10 * time.Millisecond
+	return Run(a.ctx, Request{
+		Import: asked, Objects: a.objects, Size: a.size, Output: a.disk, Start: a.start, Dial: policy.Dial, Tuning: a.tuning,
+		Checkpoint: func(c Checkpoint) error { a.points = append(a.points, c); return nil },
+		Progress:   func(p Progress) { a.last = p },
+	})
+}
+
+func newDisk(t *testing.T, size int64) *os.File {
+	t.Helper()
+	f, err := os.Create(filepath.Join(t.TempDir(), "disk.img"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = f.Close() })
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+// holds compares the disk with the image.
+func (a *attempt) holds(t *testing.T) {
+	t.Helper()
+	got, err := os.ReadFile(a.disk.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := content()
+	if int64(len(got)) != a.size || !bytes.Equal(got[:len(want)], want) || len(bytes.Trim(got[len(want):], "\x00")) > 0 {
+		t.Error("the disk differs from the image")
+	}
+}
+
+func digestOf(data []byte) string {
+	sum := sha256.Sum256(data)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// server is a kind of source and what a claim says to reach it.
+type server struct {
+	start   func(t *testing.T, files map[string][]byte) string
+	options map[string]string
+	objects func(t *testing.T) Objects
+}
+
+func listen(t *testing.T, handler http.Handler) string {
+	t.Helper()
+	s := httptest.NewServer(handler)
+	t.Cleanup(s.Close)
+	return s.URL
+}
+
+func servers() map[string]server {
+	var ca []byte
+	return map[string]server{
+		"http": {start: func(t *testing.T, files map[string][]byte) string { return listen(t, &site{files: files}) }},
+		"https": {
+			start: func(t *testing.T, files map[string][]byte) string {
+				s := httptest.NewUnstartedServer(&site{files: files})
+				s.EnableHTTP2 = true
+				s.StartTLS()
+				t.Cleanup(s.Close)
+				ca = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})
+				return s.URL
+			},
+			objects: func(*testing.T) Objects { return Objects{CA: map[string]string{"any": string(ca)}} },
+		},
+		"basic auth": {
+			start: func(t *testing.T, files map[string][]byte) string {
+				return listen(t, &site{files: files, before: func(w http.ResponseWriter, r *http.Request) bool {
+					user, password, _ := r.BasicAuth()
+					if user != "me" || password != "secret" || r.Header.Get("X-Tenant") != "shop" {
+						w.WriteHeader(http.StatusUnauthorized)
+						return true
+					}
+					return false
+				}})
+			},
+			options: map[string]string{"headers": "X-Tenant: shop"},
+			objects: func(*testing.T) Objects {
+				return Objects{Secret: map[string][]byte{"username": []byte("me"), "password": []byte("secret")}}
+			},
+		},
+		"no ranges": {start: func(t *testing.T, files map[string][]byte) string { return listen(t, plain(files, true)) }},
+		"no length": {start: func(t *testing.T, files map[string][]byte) string { return listen(t, plain(files, false)) }},
+		"redirect": {start: func(t *testing.T, files map[string][]byte) string {
+			target := listen(t, &site{files: files})
+			return listen(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				http.Redirect(w, r, target+r.URL.Path, http.StatusFound)
+			}))
+		}},
+		"dying": {start: func(t *testing.T, files map[string][]byte) string {
+			return listen(t, &site{files: files, cut: 300 << 10})
+		}},
+		"slow": {start: func(t *testing.T, files map[string][]byte) string {
+			return listen(t, &site{files: files, pause: time.Millisecond})
+		}},
+	}
+}
+
+// TestMatrix: every kind of server with every format in every compression ends in the same disk (storage.md 2.12).
+func TestMatrix(t *testing.T) {
+	files := images(t)
+	for kind, server := range servers() {
+		t.Run(kind, func(t *testing.T) {
+			t.Parallel()
+			url := server.start(t, files)
+			var objects Objects
+			if server.objects != nil {
+				objects = server.objects(t)
+			}
+			for name, data := range files {
+				a := &attempt{url: url + "/" + name, options: map[string]string{"checksum": digestOf(data)}, objects: objects}
+				maps.Copy(a.options, server.options)
+				sum, err := a.run(t)
+				if err != nil {
+					t.Errorf("%s: %v", name, err)
+					continue
+				}
+				if sum != digestOf(data) || a.last.Position != int64(len(data)) {
+					t.Errorf("%s: digest %s, %d bytes; want %s, %d", name, sum, a.last.Position, digestOf(data), len(data))
+				}
+				a.holds(t)
+			}
+		})
+	}
+}
+
+// TestRefused: what will never work is refused by name, once.
+func TestRefused(t *testing.T) {
+	files := images(t)
+	files["page"] = []byte("<html>")
+	web := &site{files: files, before: func(w http.ResponseWriter, r *http.Request) bool {
+		switch r.URL.Path {
+		case "/forbidden":
+			w.WriteHeader(http.StatusForbidden)
+		case "/page":
+			w.Header().Set("Content-Type", "text/html; charset=utf-8")
+			_, _ = w.Write(files["page"])
+		case "/loop":
+			http.Redirect(w, r, "/loop", http.StatusFound)
+		case "/ftp":
+			http.Redirect(w, r, "ftp://localhost/x", http.StatusFound)
+		case "/metadata":
+			http.Redirect(w, r, "http://169.254.169.254/latest", http.StatusFound)
+		default:
+			return false
+		}
+		return true
+	}}
+	url := listen(t, web)
+	secure := httptest.NewTLSServer(web)
+	t.Cleanup(secure.Close)
+	big := make([]byte, diskSize+512)
+	big[0] = 1
+	files["big"], files["half"] = big, files["qcow2.none"][:1<<20]
+	for name, row := range map[string]struct {
+		attempt attempt
+		text    string
+	}{
+		"checksum": {
+			attempt{url: url + "/raw.none", options: map[string]string{"checksum": "md5:" + strings.Repeat("0", 32)}},
+			"checksum differs: expected md5:000",
+		},
+		"not found":        {attempt{url: url + "/nothing?key=secret"}, url + "/nothing: 404 Not Found"},
+		"forbidden":        {attempt{url: url + "/forbidden"}, "403 Forbidden"},
+		"login page":       {attempt{url: url + "/page"}, "the server sent text/html (a login page?), not a disk image"},
+		"redirect loop":    {attempt{url: url + "/loop"}, "more than 10 redirects"},
+		"other scheme":     {attempt{url: url + "/ftp"}, `redirected to scheme "ftp"`},
+		"metadata service": {attempt{url: url + "/metadata"}, "169.254.169.254 is a link-local address"},
+		"loopback":         {attempt{url: url + "/raw.none", policy: &Policy{}}, "127.0.0.1 is a loopback address"},
+		"unknown CA":       {attempt{url: secure.URL + "/raw.none"}, "certificate signed by unknown authority"},
+		"too large":        {attempt{url: url + "/big"}, "image needs 8389120 (virtual size), the claim asks for 8Mi"},
+		"truncated":        {attempt{url: url + "/half"}, "truncated: the qcow2 ends"},
+		"other format":     {attempt{url: url + "/qcow2.gz", options: map[string]string{"format": "raw"}}, "source is qcow2 but raw was asked for"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			_, err := row.attempt.run(t)
+			var refused Refused
+			if !errors.As(err, &refused) || !strings.Contains(err.Error(), row.text) || strings.Contains(err.Error(), "secret") {
+				t.Errorf("error = %v; want %q", err, row.text)
+			}
+		})
+	}
+}
+
+// TestInsecure: the identity of a server is not verified where that is asked for.
+func TestInsecure(t *testing.T) {
+	files := images(t)
+	secure := httptest.NewTLSServer(&site{files: files})
+	t.Cleanup(secure.Close)
+	a := &attempt{url: secure.URL + "/raw.gz", options: map[string]string{"insecure": "true"}}
+	if _, err := a.run(t); err != nil {
+		t.Fatal(err)
+	}
+	a.holds(t)
+}
+
+// TestGoesOn: an import that was killed goes on at its last checkpoint, reads little twice, and has the digest of the
+// whole; when the file changed meanwhile it says so.
+func TestGoesOn(t *testing.T) {
+	data := content()
+	web := &site{files: map[string][]byte{"raw": data}}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	url := listen(t, web)
+	first := &attempt{url: url + "/raw", ctx: ctx, disk: newDisk(t, diskSize), tuning: Tuning{CheckpointEvery: 1 << 20}}
+	stalled := make(chan struct{})
+	web.before = func(w http.ResponseWriter, r *http.Request) bool { // 3 MiB, then nothing more comes
+		if r.Header.Get("Range") != "" {
+			return false
+		}
+		w.Header().Set("ETag", `"`+strings.TrimPrefix(digestOf(data), "sha256:")[:16]+`"`)
+		w.Header().Set("Content-Length", fmt.Sprint(len(data)))
+		_, _ = w.Write(data[:3<<20])
+		_ = http.NewResponseController(w).Flush()
+		close(stalled)
+		<-r.Context().Done()
+		return true
+	}
+	seen := make(chan error, 1)
+	go func() {
+		_, err := first.run(t)
+		seen <- err
+	}()
+	<-stalled
+	deadline := time.NewTimer(time.Minute)
+	defer deadline.Stop()
+	ticker := time.NewTicker(10 * time.Millisecond)
+	defer ticker.Stop()
+	for filled(t, first.disk) < 700<<10 { // all that is not zero in the first 3 MiB
+		select {
+		case <-ticker.C:
+		case <-deadline.C:
+			t.Fatal("the first 3 MiB were not written in a minute")
+		}
+	}
+	cancel()
+	if err := <-seen; !errors.Is(err, context.Canceled) {
+		t.Fatalf("error = %v; want a canceled context", err)
+	}
+	if len(first.points) == 0 {
+		t.Fatal("no checkpoint")
+	}
+	point := first.points[len(first.points)-1]
+	if point.Offset < 1<<20 || point.Hashed < point.Offset {
+		t.Fatalf("checkpoint = %+v", point)
+	}
+	second := &attempt{url: url + "/raw", disk: first.disk, start: &point, options: map[string]string{"checksum": "md5:" + strings.Repeat("0", 32)}}
+	if _, err := second.run(t); !errors.Is(err, ErrChanged) {
+		t.Errorf("error = %v; want %v, since another digest than before is asked for", err, ErrChanged)
+	}
+	second.options = map[string]string{"checksum": digestOf(data)}
+	sum, err := second.run(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := int64(len(data)) - point.Offset; sum != digestOf(data) || second.last.Transferred != want {
+		t.Errorf("digest %s, %d bytes; want %s, %d", sum, second.last.Transferred, digestOf(data), want)
+	}
+	second.holds(t)
+
+	web.files["raw"] = append([]byte("new"), data...)
+	if _, err := (&attempt{url: url + "/raw", disk: first.disk, start: &point}).run(t); !errors.Is(err, ErrChanged) {
+		t.Errorf("error = %v; want %v", err, ErrChanged)
+	}
+}
+
+// filled counts the bytes of a file that are not zero.
+func filled(t *testing.T, f *os.File) int {
+	t.Helper()
+	data, err := os.ReadFile(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(data) - bytes.Count(data, []byte{0})
+}
+
+// TestRetries: answers that may pass are waited for, and stalled connections are made again.
+func TestRetries(t *testing.T) {
+	data := content()
+	web := &site{files: map[string][]byte{"raw": data}}
+	web.before = func(w http.ResponseWriter, r *http.Request) bool {
+		switch web.answers.Load() {
+		case 1:
+			w.WriteHeader(http.StatusServiceUnavailable)
+		case 2:
+			w.WriteHeader(http.StatusTooManyRequests)
+		case 3: // says nothing
+			<-r.Context().Done()
+		case 4: // stops in the middle
+			w.Header().Set("Content-Length", fmt.Sprint(len(data)))
+			_, _ = w.Write(data[:1<<20])
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		default:
+			return false
+		}
+		return true
+	}
+	web.noETag = true
+	a := &attempt{url: listen(t, web) + "/raw", tuning: Tuning{StallAfter: 2 * time.Second}}
+	_, err := a.run(t)
+	if !errors.Is(err, ErrChanged) { // without a version nobody knows whether it is the same file
+		t.Fatalf("error = %v; want %v", err, ErrChanged)
+	}
+	if _, err := a.run(t); err != nil {
+		t.Fatal(err)
+	}
+	a.holds(t)
+	if web.answers.Load() != 6 {
+		t.Errorf("%d requests; want 6", web.answers.Load())
+	}
+}
+
+// TestCancelled: the confined process ends with the context.
+func TestCancelled(t *testing.T) {
+	arrived := make(chan struct{})
+	url := listen(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(arrived)
+		<-r.Context().Done()
+	}))
+	ctx, cancel := context.WithCancel(t.Context())
+	go func() {
+		<-arrived
+		cancel()
+	}()
+	if _, err := (&attempt{url: url, ctx: ctx}).run(t); !errors.Is(err, context.Canceled) {
+		t.Errorf("error = %v; want a canceled context", err)
+	}
+}
+
+// TestPolicy: addresses that lead into the machine or the cluster are denied in all their forms.
+func TestPolicy(t *testing.T) {
+	services := Range{Prefix: netip.MustParsePrefix("10.96.0.0/12"), What: "the cluster's Service range"}
+	for name, row := range map[string]struct {
+		policy Policy
+		host   string
+		text   string // empty: allowed
+	}{
+		"public":            {Policy{}, "93.184.216.34", ""},
+		"private":           {Policy{}, "192.168.1.1", ""},
+		"loopback":          {Policy{}, "127.0.0.1", "loopback"},
+		"loopback v6":       {Policy{}, "::1", "loopback"},
+		"loopback mapped":   {Policy{}, "::ffff:127.0.0.1", "loopback"},
+		"loopback by NAT64": {Policy{}, "64:ff9b::7f00:1", "loopback"},
+		"loopback by 6to4":  {Policy{}, "2002:7f00:1::", "loopback"},
+		"unspecified":       {Policy{}, "0.0.0.0", "loopback"},
+		"metadata":          {Policy{}, "169.254.169.254", "link-local"},
+		"metadata mapped":   {Policy{}, "::ffff:169.254.169.254", "link-local"},
+		"link-local v6":     {Policy{}, "fe80::1", "link-local"},
+		"multicast":         {Policy{}, "224.0.0.1", "multicast"},
+		"Service": {
+			Policy{Cluster: []Range{services}}, "10.96.0.10",
+			"10.96.0.10 is in the cluster's Service range: use podvirt.dev/import-mode: pod or ask for storage.import.allow",
+		},
+		"Service, allowed":      {Policy{Cluster: []Range{services}, Allow: []string{"*", "10.96.0.10"}}, "10.96.0.10", ""},
+		"other than allowed":    {Policy{Allow: []string{"*.example.org"}}, "93.184.216.34", "not in storage.import.allow"},
+		"denied":                {Policy{Deny: []string{"93.184.0.0/16"}}, "93.184.216.34", "in storage.import.deny"},
+		"denied and allowed":    {Policy{Deny: []string{"93.184.0.0/16"}, Allow: []string{"93.184.216.34/32"}}, "93.184.216.34", ""},
+		"star wins over nobody": {Policy{Allow: []string{"*"}}, "127.0.0.1", "loopback"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			addresses, err := resolve(t.Context(), row.host)
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = row.policy.check(row.host, addresses[0])
+			if (err == nil) != (row.text == "") || err != nil && !strings.Contains(err.Error(), row.text) {
+				t.Errorf("error = %v; want %q", err, row.text)
+			}
+		})
+	}
+	if !match("*.example.org", "a.Example.org.", netip.MustParseAddr("1.2.3.4")) || match("*.example.org", "badexample.org", netip.MustParseAddr("1.2.3.4")) {
+		t.Error("patterns of names are read otherwise")
+	}
+	insecure := Policy{Insecure: []string{"lab:5000", "old"}}
+	for source, want := range map[string]bool{"https://lab:5000/x": true, "https://lab/x": false, "http://old/x": true, "https://old:8443/x": false} {
+		if got := insecure.Unverified(source) == ""; got != want {
+			t.Errorf("Unverified(%s) = %v", source, !want)
+		}
+	}
+}
+
+// TestDialDenied: nothing is connected to that is denied, whatever the name.
+func TestDialDenied(t *testing.T) {
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	_, port, _ := net.SplitHostPort(listener.Addr().String())
+	var forbidden sandbox.Forbidden
+	if _, err := (Policy{}).Dial(t.Context(), net.JoinHostPort("localhost", port)); !errors.As(err, &forbidden) {
+		t.Errorf("error = %v; want a refusal", err)
+	}
+	conn, err := Policy{Allow: []string{"localhost"}}.Dial(t.Context(), net.JoinHostPort("localhost", port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = conn.Close()
+}

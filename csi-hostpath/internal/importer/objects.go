@@ -1,0 +1,61 @@
+package importer
+
+import (
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"io/fs"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+)
+
+// systemRoots are the CAs of the image that the driver runs in.
+const systemRoots = "/etc/ssl/certs/ca-certificates.crt"
+
+// Objects are what the annotations of a claim name.
+type Objects struct {
+	CA     map[string]string // data of the ConfigMap; nil: none is named
+	Secret map[string][]byte // data of the Secret; nil: none is named
+}
+
+// Check says what is wrong with the objects, in the words of storage.md 2.1; "" when nothing is.
+func (o Objects) Check() string {
+	for _, key := range slices.Sorted(maps.Keys(o.CA)) {
+		if block, _ := pem.Decode([]byte(o.CA[key])); block == nil || block.Type != "CERTIFICATE" {
+			return "key " + key + " holds no certificate"
+		}
+	}
+	if o.CA != nil && len(o.CA) == 0 {
+		return "the ConfigMap holds no certificate"
+	}
+	if o.Secret == nil {
+		return ""
+	}
+	has := func(keys ...string) bool {
+		return !slices.ContainsFunc(keys, func(key string) bool { return len(o.Secret[key]) == 0 })
+	}
+	if has("token") || has("username", "password") || has("tls.crt", "tls.key") {
+		return ""
+	}
+	return "the Secret needs token, or username and password, or tls.crt and tls.key"
+}
+
+// fill adds CAs and credentials to a job and encodes it.
+func (o Objects) fill(j *job) ([]byte, error) {
+	roots, err := os.ReadFile(systemRoots)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	j.Roots = roots
+	for _, text := range o.CA {
+		j.Roots = append(append(j.Roots, '\n'), text...)
+	}
+	j.User, j.Password = string(o.Secret["username"]), string(o.Secret["password"])
+	j.Certificate, j.Key = o.Secret["tls.crt"], o.Secret["tls.key"]
+	if token := strings.TrimSpace(string(o.Secret["token"])); token != "" {
+		j.Headers = append(slices.Clone(j.Headers), "Authorization: Bearer "+token)
+	}
+	return json.Marshal(j)
+}
