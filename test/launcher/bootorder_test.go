@@ -61,12 +61,12 @@ func TestBootOrder(t *testing.T) {
 	}
 }
 
-// received is how many frames the guest has sent to a tap.
+// received is how many frames the guest has sent to a tap; none before the container has the tap.
 func (v *vm) received(tap string) int {
 	v.t.Helper()
 	out, err := exec.Command("nsenter", "-t", strconv.Itoa(v.cmd.Process.Pid), "-n", "sh", "-c", "ip -s link show dev "+tap).Output()
 	if err != nil {
-		v.t.Fatal(err)
+		return 0
 	}
 	_, figures, _ := strings.Cut(string(out), "RX:")
 	lines := strings.Split(figures, "\n")

@@ -5,37 +5,59 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// guest is the other end of a port: QEMU's socket.
-func guest(t *testing.T) (*Port, net.Conn) {
+// qemu is the other end of a port, as QEMU opens it: both pipes for reading and writing (qemu: chardev/char-pipe.c).
+type qemu struct{ in, out *os.File }
+
+func (q *qemu) Read(b []byte) (int, error)  { return q.in.Read(b) }
+func (q *qemu) Write(b []byte) (int, error) { return q.out.Write(b) }
+
+// die closes what QEMU has open.
+func (q *qemu) die() { _ = errors.Join(q.in.Close(), q.out.Close()) }
+
+func newQEMU(t *testing.T, path string) *qemu {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "serial0.sock")
-	l, err := net.Listen("unix", path)
+	open := func(name string) *os.File {
+		f, err := os.OpenFile(name, os.O_RDWR|unix.O_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	q := &qemu{in: open(path + in), out: open(path + out)}
+	t.Cleanup(q.die)
+	return q
+}
+
+// running is a port, running, and its QEMU.
+func running(t *testing.T) (*Port, *qemu) {
+	t.Helper()
+	p, err := New(filepath.Join(t.TempDir(), "serial0"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = l.Close() })
-	p := New(path)
-	ctx, cancel := context.WithCancel(t.Context())
-	t.Cleanup(cancel)
-	go p.Run(ctx)
-	conn, err := l.Accept()
-	if err != nil {
-		t.Fatal(err)
-	}
+	q := newQEMU(t, p.path)
+	run(t, p)
+	await(t, p)
+	return p, q
+}
+
+func await(t *testing.T, p *Port) {
+	t.Helper()
 	if err := p.Connected(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	return p, conn
 }
 
-func read(t *testing.T, s *Session, want string) {
+func read(t *testing.T, s io.Reader, want string) {
 	t.Helper()
 	buf := make([]byte, len(want))
 	if _, err := io.ReadFull(s, buf); err != nil || string(buf) != want {
@@ -43,7 +65,7 @@ func read(t *testing.T, s *Session, want string) {
 	}
 }
 
-func say(t *testing.T, c net.Conn, text string) {
+func say(t *testing.T, c io.Writer, text string) {
 	t.Helper()
 	if _, err := io.WriteString(c, text); err != nil {
 		t.Fatal(err)
@@ -51,7 +73,7 @@ func say(t *testing.T, c net.Conn, text string) {
 }
 
 func TestOneWriterManyReaders(t *testing.T) {
-	p, qemu := guest(t)
+	p, qemu := running(t)
 	first, err := p.Attach(Mode{})
 	if err != nil {
 		t.Fatal(err)
@@ -103,7 +125,7 @@ func TestOneWriterManyReaders(t *testing.T) {
 }
 
 func TestSlowReaderLosesAndGuestDoesNotWait(t *testing.T) {
-	p, qemu := guest(t)
+	p, qemu := running(t)
 	slow, err := p.Attach(Mode{ReadOnly: true})
 	if err != nil {
 		t.Fatal(err)
@@ -127,6 +149,75 @@ func TestSlowReaderLosesAndGuestDoesNotWait(t *testing.T) {
 	if lost := slow.Lost(); lost != flood-backlog {
 		t.Errorf("the slow reader has lost %d bytes, want %d", lost, flood-backlog)
 	}
+}
+
+// TestNothingIsLost: what QEMU says byte by byte while the launcher does not read, or is not there, is there afterwards,
+// also the last words of a QEMU that has died; and the next QEMU has the port.
+func TestNothingIsLost(t *testing.T) {
+	p, err := New(filepath.Join(t.TempDir(), "serial0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := newQEMU(t, p.path)
+	stop := run(t, p)
+	await(t, p)
+	stop()
+	if p.IsConnected() {
+		t.Error("connected after the end of the launcher")
+	}
+	if p, err = New(p.path); err != nil { // a new launcher
+		t.Fatal(err)
+	}
+	reader, err := p.Attach(Mode{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.Repeat("0123456789abcde\n", 4<<10) // 64 KiB
+	for _, b := range []byte(text) {
+		if _, err := first.Write([]byte{b}); err != nil {
+			t.Fatalf("the guest waits: %v", err)
+		}
+	}
+	run(t, p)
+	await(t, p)
+	read(t, reader, text)
+	say(t, first, "last words")
+	first.die()
+	read(t, reader, "last words")
+	for p.IsConnected() {
+		select {
+		case <-time.After(time.Millisecond):
+		case <-t.Context().Done():
+			t.Fatal("connected without QEMU")
+		}
+	}
+	writer, err := p.Attach(Mode{NoHistory: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := writer.Write([]byte("x")); !errors.Is(err, ErrNotConnected) {
+		t.Errorf("keys without QEMU: %v", err)
+	}
+	second := newQEMU(t, p.path)
+	await(t, p)
+	say(t, second, "hello")
+	read(t, reader, "hello")
+	say(t, writer, "keys")
+	read(t, second, "keys")
+}
+
+// run runs the port until the test ends or stop is called.
+func run(t *testing.T, p *Port) (stop func()) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		p.Run(ctx)
+		close(done)
+	}()
+	stop = func() { cancel(); <-done }
+	t.Cleanup(stop)
+	return stop
 }
 
 func TestLogWriter(t *testing.T) {

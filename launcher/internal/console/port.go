@@ -1,15 +1,21 @@
-// Package console serves a serial port of the guest: QEMU listens on a unix socket, the launcher is its only client and
-// hands the bytes on to any number of readers and one writer. The socket outlives the launcher, so that a new one has
-// the console back (VM-125, VM-140).
+// Package console serves a serial port of the guest: QEMU has both ends of two named pipes open, the launcher takes the
+// bytes from one and hands them on to any number of readers, and one writer's to the other. The pipes outlive the launcher,
+// so that a new one has the console back, with what was said meanwhile (VM-125, VM-140).
+//
+// Pipes and not a socket: QEMU writes byte by byte, and a socket counts several hundred bytes for each, so that it is full
+// after some 270. A guest's kernel that finds its UART busy for 10 ms goes on and loses what it says (linux:
+// drivers/tty/serial/8250/8250_port.c wait_for_lsr). A pipe holds 64 KiB of single bytes.
 package console
 
 import (
 	"context"
 	"errors"
 	"io"
-	"net"
+	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Sizes in bytes.
@@ -39,17 +45,34 @@ type Port struct {
 	path string
 
 	mu        sync.Mutex
-	conn      net.Conn
+	qemu      *pipes // nil: QEMU is not there
 	history   []byte
 	sessions  map[*Session]struct{}
 	writer    *Session
 	connected chan struct{} // closed while there is a connection
 }
 
-// New returns the port behind QEMU's socket at path. Run connects to it.
-func New(path string) *Port {
-	return &Port{path: path, sessions: map[*Session]struct{}{}, connected: make(chan struct{})}
+// pipes are the launcher's ends.
+type pipes struct{ in, out *os.File }
+
+func (p *pipes) close() { _ = errors.Join(p.in.Close(), p.out.Close()) }
+
+// New returns the port behind the pipes path.in, which QEMU reads, and path.out, which it writes. It makes them where they
+// are not there; Run opens them.
+func New(path string) (*Port, error) {
+	for _, pipe := range []string{path + in, path + out} {
+		if err := unix.Mkfifo(pipe, 0o600); err != nil && !errors.Is(err, unix.EEXIST) {
+			return nil, &os.PathError{Op: "mkfifo", Path: pipe, Err: err}
+		}
+	}
+	return &Port{path: path, sessions: map[*Session]struct{}{}, connected: make(chan struct{})}, nil
 }
+
+// The names that QEMU gives to the two pipes of a character device (qemu: chardev/char-pipe.c).
+const (
+	in  = ".in"
+	out = ".out"
+)
 
 // Run keeps the port connected, whenever QEMU is there, until ctx ends.
 func (p *Port) Run(ctx context.Context) {
@@ -58,10 +81,10 @@ func (p *Port) Run(ctx context.Context) {
 	tick := time.NewTicker(reconnectPause)
 	defer tick.Stop()
 	for ctx.Err() == nil {
-		if conn, err := (&net.Dialer{}).DialContext(ctx, "unix", p.path); err == nil {
-			p.connect(conn)
+		if qemu, err := p.open(); err == nil {
+			p.connect(qemu)
 			if ctx.Err() == nil {
-				p.read(conn)
+				p.read(qemu.out)
 			}
 			p.disconnect()
 		}
@@ -70,6 +93,19 @@ func (p *Port) Run(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// open fails with ENXIO while QEMU is not there. Without QEMU, reading ends.
+func (p *Port) open() (*pipes, error) {
+	writes, err := os.OpenFile(p.path+in, os.O_WRONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	reads, err := os.OpenFile(p.path+out, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, errors.Join(err, writes.Close())
+	}
+	return &pipes{in: writes, out: reads}, nil
 }
 
 // Connected waits until the port is connected, so that nothing of what the guest says is missed.
@@ -85,29 +121,29 @@ func (p *Port) Connected(ctx context.Context) error {
 	}
 }
 
-func (p *Port) connect(conn net.Conn) {
+func (p *Port) connect(qemu *pipes) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.conn = conn
+	p.qemu = qemu
 	close(p.connected)
 }
 
 func (p *Port) disconnect() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.conn == nil {
+	if p.qemu == nil {
 		return
 	}
-	_ = p.conn.Close()
-	p.conn = nil
+	p.qemu.close()
+	p.qemu = nil
 	p.connected = make(chan struct{})
 }
 
 // read never waits for a session: a guest that prints must not be slowed by who reads.
-func (p *Port) read(conn net.Conn) {
+func (p *Port) read(from io.Reader) {
 	buf := make([]byte, 16<<10)
 	for {
-		n, err := conn.Read(buf)
+		n, err := from.Read(buf)
 		p.deliver(buf[:n])
 		if err != nil {
 			return
@@ -248,12 +284,16 @@ func (s *Session) Write(data []byte) (int, error) {
 		return 0, ErrReadOnly
 	}
 	s.port.mu.Lock()
-	conn := s.port.conn
+	qemu := s.port.qemu
 	s.port.mu.Unlock()
-	if conn == nil {
+	if qemu == nil {
 		return 0, ErrNotConnected
 	}
-	return conn.Write(data)
+	n, err := qemu.in.Write(data)
+	if errors.Is(err, unix.EPIPE) || errors.Is(err, os.ErrClosed) { // it died just now
+		err = ErrNotConnected
+	}
+	return n, err
 }
 
 // Close ends the session.
@@ -282,5 +322,5 @@ func (s *Session) endLocked(why error) {
 func (p *Port) IsConnected() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.conn != nil
+	return p.qemu != nil
 }

@@ -150,7 +150,7 @@ func (b *builder) video(list *libvirtxml.DomainDeviceList) {
 	list.Inputs = []libvirtxml.DomainInput{{Type: "tablet", Bus: "usb"}}
 }
 
-// serials are the console and the further serial ports, each on a unix socket that outlives the launcher.
+// serials are the console and the further serial ports, each on pipes that outlive the launcher.
 func (b *builder) serials() []libvirtxml.DomainSerial {
 	var list []libvirtxml.DomainSerial
 	for i := range 1 + b.vm.Serial {
@@ -161,7 +161,7 @@ func (b *builder) serials() []libvirtxml.DomainSerial {
 		if i == 0 && b.vm.Console.Device == api.ConsolePCI {
 			target.Type = "pci-serial"
 		}
-		list = append(list, libvirtxml.DomainSerial{Source: b.serialSocket(i), Target: target})
+		list = append(list, libvirtxml.DomainSerial{Source: b.serialPipes(i), Target: target})
 	}
 	return list
 }
@@ -169,14 +169,14 @@ func (b *builder) serials() []libvirtxml.DomainSerial {
 func (b *builder) consoles() []libvirtxml.DomainConsole {
 	if b.vm.Console.Device == api.ConsoleVirtio {
 		return []libvirtxml.DomainConsole{{
-			Source: b.serialSocket(0), Target: &libvirtxml.DomainConsoleTarget{Type: "virtio", Port: new(uint(0))},
+			Source: b.serialPipes(0), Target: &libvirtxml.DomainConsoleTarget{Type: "virtio", Port: new(uint(0))},
 		}}
 	}
 	return nil
 }
 
-func (b *builder) serialSocket(n int) *libvirtxml.DomainChardevSource {
-	return unixSocket(filepath.Join(b.host.RunDir, SerialSocket(n)))
+func (b *builder) serialPipes(n int) *libvirtxml.DomainChardevSource {
+	return &libvirtxml.DomainChardevSource{Pipe: &libvirtxml.DomainChardevSourcePipe{Path: filepath.Join(b.host.RunDir, SerialPipes(n))}}
 }
 
 func unixSocket(path string) *libvirtxml.DomainChardevSource {

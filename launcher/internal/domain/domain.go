@@ -74,8 +74,8 @@ const (
 	vncSocket   = "vnc.sock"
 )
 
-// SerialSocket is the file name of the socket of serial port n (vm.md 2.4).
-func SerialSocket(n int) string { return fmt.Sprintf("serial%d.sock", n) }
+// SerialPipes is what the file names of the two pipes of serial port n begin with; QEMU adds .in and .out.
+func SerialPipes(n int) string { return fmt.Sprintf("serial%d", n) }
 
 // archOf are QEMU's names of the architectures this image has a QEMU for.
 var archOf = map[string]string{"amd64": "x86_64", "": "x86_64"} //nolint:gochecknoglobals // constant table

@@ -24,7 +24,8 @@ const (
 	slotPanic    = 0x08
 	slotUSB      = 0x09
 	slotNIC      = 0x0a // nic.default, and the next four NICs behind it
-	firstFree    = 0x0f // disks, devices and NICs beyond
+	slotBoot     = 0x0f // the first virtio disk in the boot order
+	firstFree    = 0x10 // other disks, devices and NICs beyond
 	lastFree     = 0x1c
 	slotSeed     = 0x1d // the seed of cloud-init; 0x1f is the chipset's
 )
@@ -93,10 +94,17 @@ const scsiUnits = 256
 
 // NewLayout gives every virtio disk and NIC of the VM its place on the PCI bus, and every SCSI disk its unit. Those in
 // known keep theirs, a place that an option pci asks for comes next. Other NICs get places one behind the other, in their
-// order: guests number NICs as they find them on the bus (NW-004). All else gets a place drawn from its name, the next free
-// one where it is taken: without known the layout is a function of the names and the order of the NICs alone.
+// order: guests number NICs as they find them on the bus (NW-004). The first disk of a bus that the VM boots from comes before
+// all others: people expect it to be vda or sda. All else gets a place drawn from its name, the next free one where it is taken:
+// without known the layout is a function of the names, of the disk to boot from and of the order of the NICs.
 func NewLayout(vm api.Machine, known Layout) (Layout, error) {
-	layout := fixedPlaces()
+	layout, units := fixedPlaces(), map[Place]string{}
+	if name := bootDisk(vm, "virtio"); name != "" {
+		layout[diskKey(name)] = Place{Slot: slotBoot}
+	}
+	if name := bootDisk(vm, "scsi"); name != "" {
+		layout[scsiKey(name)], units[Place{}] = Place{}, scsiKey(name)
+	}
 	taken := map[Place]string{}
 	for key, place := range layout {
 		taken[place] = key
@@ -104,7 +112,19 @@ func NewLayout(vm api.Machine, known Layout) (Layout, error) {
 	if err := layout.place(wanted(vm), known, taken, pciRoom()); err != nil {
 		return nil, err
 	}
-	return layout, layout.place(wantedUnits(vm), known, map[Place]string{}, scsiRoom())
+	return layout, layout.place(wantedUnits(vm), known, units, scsiRoom())
+}
+
+// bootDisk is the first disk of a bus in the boot order, if there is one.
+func bootDisk(vm api.Machine, bus string) string {
+	for _, device := range vm.BootOrder {
+		for _, d := range vm.Disks {
+			if device.Kind == "disk" && d.Name == device.Name && d.Bus == bus {
+				return d.Name
+			}
+		}
+	}
+	return ""
 }
 
 // place adds devices to the layout. taken are the places in the room that are somebody's, with their holders.

@@ -55,6 +55,34 @@ func TestLayoutOfNames(t *testing.T) {
 	}
 }
 
+// TestBootDiskIsFirst: whatever the others are called, the guest meets the disk first that it is booted from. A place that is
+// kept is kept.
+func TestBootDiskIsFirst(t *testing.T) {
+	for i := range 100 {
+		boot := fmt.Sprintf("boot%d", i)
+		for bus, key := range map[string]func(string) string{"virtio": diskKey, "scsi": scsiKey} {
+			m := machineWith("a", "data", "log", boot, "z")
+			for i := range m.Disks {
+				m.Disks[i].Bus = bus
+			}
+			m.BootOrder = []api.BootDevice{{Kind: "nic", Name: "default"}, {Kind: "disk", Name: boot}, {Kind: "disk", Name: "a"}}
+			layout, err := NewLayout(m, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, d := range m.Disks {
+				if layout[key(d.Name)].Slot < layout[key(boot)].Slot {
+					t.Errorf("%s: %s at %s is before %s at %s", bus, d.Name, layout[key(d.Name)], boot, layout[key(boot)])
+				}
+			}
+			kept := Layout{key(boot): {Slot: 0x14}}
+			if layout, err = NewLayout(m, kept); err != nil || layout[key(boot)] != kept[key(boot)] {
+				t.Errorf("%s: %v, %v; want %v", bus, layout, err, kept)
+			}
+		}
+	}
+}
+
 // TestNICsInOrder: a guest that walks the bus meets the NICs in the order of the networks, whatever their names and
 // whatever else the VM has; one more at the end moves none (NW-004).
 func TestNICsInOrder(t *testing.T) {

@@ -128,7 +128,11 @@ func newInstance(ctx context.Context, vm api.Machine, std cli.Streams) (*instanc
 	}
 	i := &instance{vm: vm, std: std, conn: conn, network: newNetwork(), memory: readMemoryEvents(), settled: make(chan struct{}, 1)}
 	for n := range 1 + vm.Serial {
-		i.ports = append(i.ports, console.New(api.PathRun+"/"+domain.SerialSocket(n)))
+		port, err := console.New(api.PathRun + "/" + domain.SerialPipes(n))
+		if err != nil {
+			return nil, errors.Join(err, conn.Close())
+		}
+		i.ports = append(i.ports, port)
 	}
 	i.starter = &starter{instance: i}
 	i.machine = lifecycle.New(lifecycle.Options{

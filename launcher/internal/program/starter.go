@@ -273,7 +273,7 @@ func (s *starter) started() error {
 	return s.mark.write()
 }
 
-// consolePatience bounds the wait for QEMU's sockets, which are there before QEMU answers at all.
+// consolePatience bounds the wait for QEMU's pipes, which it opens before it answers at all.
 const consolePatience = 5 * time.Second
 
 // awaitConsole waits for the serial ports, so that no line of the firmware is missed.
