@@ -5,7 +5,7 @@ set -eu
 packages="
   gcc libc6-dev pkg-config libvirt-dev libseccomp-dev
   iproute2 nftables procps kmod util-linux mount
-  e2fsprogs xfsprogs btrfs-progs fio dosfstools mtools fdisk cpio xz-utils zstd
+  e2fsprogs xfsprogs btrfs-progs fio dosfstools mtools fdisk cpio xz-utils zstd bzip2
   mmdebstrap debian-archive-keyring busybox-static grub-common grub-pc-bin grub-efi-amd64-bin
   qemu-system-x86 qemu-utils qemu-guest-agent isc-dhcp-client genisoimage nasm
   openssh-client curl ca-certificates git
