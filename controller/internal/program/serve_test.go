@@ -135,6 +135,7 @@ func (b *bench) silent(t *testing.T) {
 func (b *bench) ends(t *testing.T) {
 	v := b.newVM("crash", nil)
 	v.happens(vmstatus.Started, "the guest started")
+	b.expectEvents(t, "crash", "Normal Started: the guest started") // what happened last before an end may never be seen
 	v.expectCondition(t, api.ConditionGuestRunning, "True/Running/")
 	v.ends(20, "GuestPanic: the guest kernel panicked (pvpanic)")
 	v.expectCondition(t, api.ConditionGuestRunning, "False/GuestPanic/the guest kernel panicked (pvpanic)")
@@ -256,7 +257,7 @@ func (b *bench) refused(t *testing.T) {
 	}{
 		{"deletes an ordinary Pod", "touches Pods of VMs only", client.CoreV1().Pods(space).Delete(t.Context(), "plain", metav1.DeleteOptions{})},
 		{"writes to an ordinary Pod", "touches Pods of VMs only", patch("plain", `{"metadata":{"annotations":{"podvirt.dev/status":"{}"}}}`, "status")},
-		{"writes another annotation", "annotation podvirt.dev/memory is not for", patch("db1", `{"metadata":{"annotations":{"podvirt.dev/memory":"1Gi"}}}`, "status")},
+		{"writes another annotation", "podvirt.dev/memory is not for", patch("db1", `{"metadata":{"annotations":{"podvirt.dev/memory":"1Gi"}}}`, "status")},
 		{"writes another condition", "podvirt.dev/* only", patch("db1", `{"status":{"conditions":[{"type":"Ready","status":"True"}]}}`, "status")},
 		{"moves a Pod's address", "what the kubelet says", patch("db1", `{"status":{"podIP":"127.0.0.9","podIPs":[{"ip":"127.0.0.9"}]}}`, "status")},
 		{"writes a label", "no labels", patch("db1", `{"metadata":{"labels":{"a":"b"}}}`, "status")},
