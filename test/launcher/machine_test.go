@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"podvirt.dev/internal/vmstatus"
 )
 
@@ -84,6 +86,9 @@ func TestMachines(t *testing.T) {
 			for command, pattern := range m.see {
 				s.await(command, pattern)
 			}
+			if m.name == "1 of all" {
+				nothingIsLost(t, v, s)
+			}
 		})
 	}
 }
@@ -110,6 +115,40 @@ func wantCPU(t *testing.T, v *vm, asked string) {
 	newPod(t, map[string]string{
 		"start": "paused", "cpu-model": status.CPU.Model, "cpu-features": strings.Join(features, ","),
 	}).start().paused()
+}
+
+// nothingIsLost: what the kernel says while the launcher stands still is on the console afterwards, whole. The kernel waits for
+// its UART 10 ms at most (VM-140).
+func nothingIsLost(t *testing.T, v *vm, s *shell) {
+	t.Helper()
+	const lines = 1000
+	want := regexp.MustCompile(`kernel line (\d+)\.`)
+	pipe, err := os.OpenFile(filepath.Join(v.spec.Mounts["/run/podvirt"], "serial0.out"), os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	s.typeLine(`sleep 1; for i in $(seq 1 ` + strconv.Itoa(lines) + `); do echo "<0>kernel line $i." >/dev/kmsg; done`)
+	kill(t, v, "launcher", unix.SIGSTOP)
+	waiting := 0
+	v.eventually("the kernel has said all", func() bool {
+		before := waiting
+		if waiting, err = unix.IoctlGetInt(int(pipe.Fd()), unix.TIOCINQ); err != nil {
+			t.Fatal(err)
+		}
+		return waiting > lines*len("kernel line 1.") && waiting == before
+	})
+	kill(t, v, "launcher", unix.SIGCONT)
+	v.says(`kernel line `+strconv.Itoa(lines)+`\.`, 1)
+	seen := want.FindAllStringSubmatch(v.out.String(), -1)
+	for i, match := range seen {
+		if match[1] != strconv.Itoa(i+1) {
+			t.Fatalf("line %d is %q", i+1, match[0])
+		}
+	}
+	if len(seen) != lines {
+		t.Errorf("%d of %d lines; %d bytes waited for the launcher", len(seen), lines, waiting)
+	}
 }
 
 // TestCPUFeatures compares the flags of two guests: one with the model alone, one with every policy (VM-022, SC-031).
