@@ -60,6 +60,7 @@ type intent struct {
 	panicked  bool
 	lastReset time.Time     // the first of a reboot
 	rebooted  chan struct{} // who waits for a reboot that was asked for; nil: nobody
+	begins    bool          // the guest runs, and the events of its start are still to come: the vCPUs stood still, and go
 }
 
 // tellRebooted ends the wait for a reboot.
@@ -176,6 +177,7 @@ func (m *Machine) start(ctx context.Context) error {
 	m.status.Boots++
 	m.status.AgentConnected = false
 	m.refreshLocked("boot")
+	m.doing.begins = m.status.State == api.StateRunning
 	return nil
 }
 
@@ -241,6 +243,7 @@ func (m *Machine) event(ctx context.Context, e virt.Event) *Outcome {
 func (m *Machine) resumed() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.doing.begins = false
 	m.status.State, m.status.Reason = api.StateRunning, ""
 	if m.stop != nil {
 		m.status.State = api.StateStopping
@@ -250,7 +253,7 @@ func (m *Machine) resumed() {
 func (m *Machine) suspended(e virt.Event) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.domain == nil || (m.status.State == api.StatePaused && m.status.Reason == "boot") {
+	if m.domain == nil || (m.status.State == api.StatePaused && m.status.Reason == "boot") || (m.doing.begins && e.Detail == "user") {
 		return // QEMU starts with its vCPUs stopped
 	}
 	reason := e.Detail
