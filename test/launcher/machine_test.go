@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -128,15 +129,19 @@ func nothingIsLost(t *testing.T, v *vm, s *shell) {
 		t.Fatal(err)
 	}
 	defer pipe.Close()
-	s.typeLine(`sleep 1; for i in $(seq 1 ` + strconv.Itoa(lines) + `); do echo "<0>kernel line $i." >/dev/kmsg; done`)
+	s.typeLine(`echo go''ing; sleep 1; for i in $(seq 1 ` + strconv.Itoa(lines) + `); do echo "<0>kernel line $i." >/dev/kmsg; done`)
+	s.out.wait(t, `going`, 1)
 	kill(t, v, "launcher", unix.SIGSTOP)
-	waiting := 0
-	v.eventually("the kernel has said all", func() bool {
-		before := waiting
-		if waiting, err = unix.IoctlGetInt(int(pipe.Fd()), unix.TIOCINQ); err != nil {
+	waiting, since := 0, time.Now()
+	v.eventually("the kernel says no more", func() bool {
+		n, err := unix.IoctlGetInt(int(pipe.Fd()), unix.TIOCINQ)
+		if err != nil {
 			t.Fatal(err)
 		}
-		return waiting > lines*len("kernel line 1.") && waiting == before
+		if n != waiting {
+			waiting, since = n, time.Now()
+		}
+		return waiting > 0 && time.Since(since) > time.Second
 	})
 	kill(t, v, "launcher", unix.SIGCONT)
 	v.says(`kernel line `+strconv.Itoa(lines)+`\.`, 1)
