@@ -3,6 +3,7 @@ package driver
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/http"
@@ -87,11 +88,13 @@ type web struct {
 	stopped  chan struct{} // closed when an answer stopped
 	held     chan struct{}
 	once     sync.Once
+	next     []byte // what is served after the answer that stopped, under another version
+	version  atomic.Int64
 }
 
 func (w *web) ServeHTTP(out http.ResponseWriter, r *http.Request) {
 	w.requests.Add(1)
-	out.Header().Set("ETag", `"v1"`)
+	out.Header().Set("ETag", fmt.Sprintf(`"v%d"`, w.version.Load()))
 	if r.URL.Path != "/image" {
 		http.NotFound(out, r)
 		return
@@ -106,6 +109,11 @@ func (w *web) ServeHTTP(out http.ResponseWriter, r *http.Request) {
 		case <-w.held:
 		case <-r.Context().Done():
 			return
+		}
+		if w.next != nil {
+			w.data, w.held = w.next, nil
+			w.version.Add(1)
+			panic(http.ErrAbortHandler)
 		}
 		n, _ = out.Write(w.data[len(w.data)*3/4:])
 		w.bytes.Add(int64(n))
@@ -341,5 +349,49 @@ func TestImportAcrossRestarts(t *testing.T) {
 			t.Errorf("%d bytes came, %d are in the image", w.bytes.Load(), len(w.data))
 		}
 		b.remove(handle, r)
+	}
+}
+
+// TestImportSourceChanges: when the server has another version after the connection broke, the volume holds that one and
+// nothing of the first (ST-042).
+func TestImportSourceChanges(t *testing.T) {
+	b, w, url := importBench(t, 8<<20)
+	w.held, w.next = make(chan struct{}), make([]byte, 4<<20)
+	copy(w.next[3<<20:], "the second version")
+	b.claim("root", url+"/image")
+	r := request{name: "root", pod: "a", size: 32 << 20, block: true}
+	go func() {
+		<-w.stopped
+		close(w.held)
+	}()
+	handle := b.create(r)
+	b.imports.expectEvent(t, "ImportRetrying", "the file on the server has changed")
+	b.holds(b.publish(handle, r), w.next, r.size)
+	b.remove(handle, r)
+}
+
+// TestImportsWait: no more run at once than the settings allow, and one that waits can be cancelled (ST-060).
+func TestImportsWait(t *testing.T) {
+	i := newImports(nil, importer.Tuning{})
+	for range 2 {
+		if err := i.enter(t.Context(), 2); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(errClaimGone)
+	if err := i.enter(ctx, 2); !errors.Is(err, errClaimGone) {
+		t.Errorf("error = %v; want %v", err, errClaimGone)
+	}
+	entered := make(chan error, 1)
+	go func() { entered <- i.enter(t.Context(), 2) }()
+	select {
+	case err := <-entered:
+		t.Errorf("a third one runs: %v", err)
+	default:
+	}
+	i.leave()
+	if err := <-entered; err != nil {
+		t.Error(err)
 	}
 }
