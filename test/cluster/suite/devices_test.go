@@ -76,9 +76,59 @@ func TestDevicesForThoseWhoAsk(t *testing.T) {
 			t.Errorf("%s, without the device: %q; want neither a file nor mknod", name, log)
 		}
 	}
+	t.Run("a container that the kubelet restarts", func(t *testing.T) { checkRestarted(t, ns, "launcher") })
 	if after := c.OnNode(t, node, "stat", "-c", "%a %u %g", "/dev/userfaultfd"); after != before {
 		t.Errorf("the host's file was %s and is %s", before, after)
 	}
+}
+
+// checkRestarted: a container that the kubelet starts again has the unit that it had, and can use it (DP-019).
+func checkRestarted(t *testing.T, ns *harness.Namespace, name string) {
+	t.Helper()
+	pod := ns.WaitPod(t, name, harness.Short, harness.Running)
+	units := unitsOf(t, ns, pod, "with")
+	at := slices.IndexFunc(pod.Status.ContainerStatuses, func(s corev1.ContainerStatus) bool { return s.Name == "with" })
+	_, id, _ := strings.Cut(pod.Status.ContainerStatuses[at].ContainerID, "://")
+	ns.OnNode(t, pod.Spec.NodeName, "sh", "-c", `for p in /proc/[0-9]*; do grep -qs `+id+` $p/cgroup && kill -9 ${p#/proc/}; done; true`)
+	ns.WaitPod(t, name, harness.Medium, func(pod *corev1.Pod) error {
+		if s := pod.Status.ContainerStatuses[at]; s.RestartCount == 0 || s.State.Running == nil {
+			return fmt.Errorf("state %+v", s)
+		}
+		return nil
+	})
+	ns.WaitLog(t, name, "with", "end", harness.Short)
+	if log := ns.Log(t, name, "with"); !strings.Contains(log, "opened") {
+		t.Errorf("the restarted container says %q; want the device again", log)
+	}
+	if again := unitsOf(t, ns, pod, "with"); len(units) != 1 || !slices.Equal(again, units) {
+		t.Errorf("units were %v and are %v", units, again)
+	}
+}
+
+// unitsOf are the units that the kubelet has written down for a container.
+func unitsOf(t *testing.T, ns *harness.Namespace, pod *corev1.Pod, container string) []string {
+	t.Helper()
+	var checkpoint struct {
+		Data struct {
+			PodDeviceEntries []struct {
+				PodUID, ContainerName string
+				DeviceIDs             map[string][]string // by NUMA cell
+			}
+		}
+	}
+	text := ns.OnNode(t, pod.Spec.NodeName, "cat", "/var/lib/kubelet/device-plugins/kubelet_internal_checkpoint")
+	if err := json.Unmarshal([]byte(text), &checkpoint); err != nil {
+		t.Fatalf("%v: %.200s", err, text)
+	}
+	var units []string
+	for _, entry := range checkpoint.Data.PodDeviceEntries {
+		if entry.PodUID == string(pod.UID) && entry.ContainerName == container {
+			for _, ids := range entry.DeviceIDs {
+				units = append(units, ids...)
+			}
+		}
+	}
+	return units
 }
 
 // TestSeccompProfile shows that the profile is on every node, that a restricted Pod may name it, and that it allows what
