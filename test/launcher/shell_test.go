@@ -47,7 +47,7 @@ func (v *vm) shell() *shell {
 	return s
 }
 
-// ask runs a command and returns what it printed, without blanks around it.
+// ask runs a command and returns what it printed, without blanks around it and without what the guest says by itself.
 func (s *shell) ask(command string) string {
 	s.v.t.Helper()
 	s.asked++
@@ -55,8 +55,8 @@ func (s *shell) ask(command string) string {
 	answer := regexp.MustCompile(`(?s)begin-` + word + `\r?\n(.*)end-` + word + `\r?\n`)
 	s.typeLine("echo begin-" + word + "; " + command + "\necho end-" + word)
 	s.out.wait(s.v.t, answer.String(), 1)
-	text := answer.FindStringSubmatch(s.out.String())[1]
-	return strings.TrimSpace(strings.ReplaceAll(text, "\r", ""))
+	text := strings.ReplaceAll(answer.FindStringSubmatch(s.out.String())[1], "\r", "")
+	return strings.TrimSpace(regexp.MustCompile(`podvirt-tiny: .*\n`).ReplaceAllString(text, ""))
 }
 
 // await asks until the answer matches.
