@@ -51,13 +51,13 @@ type Recorder struct {
 func (r *Recorder) Write(ctx context.Context, e Event) error {
 	name := objectName(e.About.Name, e.Name)
 	_, err := r.Client.Events(e.About.Namespace).Create(ctx, r.object(name, e), metav1.CreateOptions{FieldManager: r.Instance})
-	if apierrors.IsAlreadyExists(err) {
+	switch {
+	case err == nil, apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause): // nobody reads Events there any more
+		return nil
+	case apierrors.IsAlreadyExists(err):
 		return r.count(ctx, name, e)
 	}
-	if err != nil {
-		return fmt.Errorf("event %s: %w", e.Reason, err)
-	}
-	return nil
+	return fmt.Errorf("event %s: %w", e.Reason, err)
 }
 
 // Find returns when the Event of that name was made; false where there is none.

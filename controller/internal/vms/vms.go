@@ -197,7 +197,6 @@ func (f *Follower) work(ctx context.Context) {
 func (f *Follower) sync(ctx context.Context, key types.NamespacedName) time.Duration {
 	object, exists, err := f.store.GetByKey(key.String())
 	pod, ok := object.(*corev1.Pod)
-	f.opt.Observer.VMs(len(f.store.ListKeys()))
 	if err != nil || !exists || !ok {
 		f.forget(key)
 		return 0
@@ -234,6 +233,7 @@ func (f *Follower) record(key types.NamespacedName, pod *corev1.Pod) *record {
 			writes: pace.Window{Most: writesAMinute, Span: time.Minute, Gap: writeGap},
 		}
 		f.records[key] = r
+		f.opt.Observer.VMs(len(f.records))
 	}
 	return r
 }
@@ -242,6 +242,7 @@ func (f *Follower) forget(key types.NamespacedName) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.records, key)
+	f.opt.Observer.VMs(len(f.records))
 }
 
 // pause is the time until a launcher is asked again, a different one each time so that the requests spread.
