@@ -156,11 +156,11 @@ bench-scheduler: programs ## the scheduler against that of Kubernetes with up to
 	$(GOTEST) -v -run=TestPacking -bench=. ./scheduler/internal/virtualmachine
 
 .PHONY: test-storage
-test-storage: images ## what make test has no time for: pools of every kind, VMs that boot from each, shared disks, snapshots (10 minutes)
+test-storage: images ## what make test has no time for: pools of every kind, VMs that boot from each, shared disks, snapshots (15 minutes)
 	@$(IMAGES) build csi-snapshotter snapshot-controller
 	@$(LOCAL) install
 	PODVIRT_LONG=1 $(GOTEST) -v -timeout=60m \
-		-run='^(TestPools|TestClassAndReclaim|TestAccessModes|TestOneDiskManyReaders|TestOneWriter|TestHostilePod|TestSnapshots)$$' ./test/cluster/suite
+		-run='^(TestPools|TestClassAndReclaim|TestAccessModes|TestOneDiskManyReaders|TestOneWriter|TestHostilePod|TestSnapshots|TestFrozenSnapshot)$$' ./test/cluster/suite
 
 .PHONY: test-image
 test-image: images ## fifty VMs of one image at once, each with its own changes (10 minutes, 16 GiB of memory)

@@ -27,7 +27,7 @@ const usage = `usage: images [flags] COMMAND [NAME...]
 
 Commands:
   list              the images that can be built
-  build NAME...     build image archives; "all" builds every one
+  build NAME...     build image archives; "all" builds every one but the optional csi-snapshotter and snapshot-controller
   digest NAME...    print the manifest digest of built images, one "NAME DIGEST" per line
   rootfs NAME       print the directory with an image's root file system, unpacked, without podvirt's programs;
                     "kernel" is the kernel and the modules for the tests below test/kernel, "mtty" sample drivers for it
@@ -165,7 +165,7 @@ func find(table []recipe.Image, names []string) ([]recipe.Image, error) {
 		}
 	}
 	return slices.DeleteFunc(table, func(image recipe.Image) bool {
-		return !slices.Contains(names, image.Name) && !slices.Contains(names, "all")
+		return !slices.Contains(names, image.Name) && (image.Optional || !slices.Contains(names, "all"))
 	}), nil
 }
 

@@ -23,6 +23,7 @@ type Image struct {
 	Env        []string
 	User       string // "uid:gid"; empty is root
 	Learn      *Learn
+	Optional   bool // built when it is named, not by "all"
 }
 
 // Learn is a command that is run in the image when it is built, and finds out what a container would else have to.
@@ -67,6 +68,8 @@ func All() []Image {
 		csiHostpath(),
 		static("csi-provisioner", File{Path: "/usr/bin/csi-provisioner", Program: &Program{
 			Module: "test/programs/csi", Package: "github.com/kubernetes-csi/external-provisioner/v6/cmd/csi-provisioner"}}),
+		snapshotter("csi-snapshotter"),
+		snapshotter("snapshot-controller"),
 		static("pause", File{Path: "/usr/bin/pause", Program: &Program{Package: "./test/programs/pause"}}),
 		tools(),
 		guest("guest-tiny"),
@@ -102,6 +105,14 @@ func static(name string, programs ...File) Image {
 	}
 }
 
+// snapshotter is a program of Kubernetes' external-snapshotter, for clusters with VolumeSnapshots.
+func snapshotter(name string) Image {
+	image := static(name, File{Path: "/usr/bin/" + name, Program: &Program{
+		Module: "test/programs/csi", Package: "github.com/kubernetes-csi/external-snapshotter/v8/cmd/" + name}})
+	image.Optional = true
+	return image
+}
+
 func launcher() Image {
 	return Image{
 		Name: "launcher",
@@ -125,7 +136,7 @@ func csiHostpath() Image {
 		Name: "csi-hostpath",
 		Root: &rootfs.Recipe{
 			Name: "csi-hostpath", Suite: "trixie",
-			Packages: []string{"e2fsprogs", "xfsprogs", "btrfs-progs"},
+			Packages: []string{"e2fsprogs", "xfsprogs", "btrfs-progs", "ca-certificates"}, // the last for imports
 			Exclude:  append(noDocs(), "/usr/sbin/xfs_scrub*"),
 			Purge: []string{
 				"adduser", "passwd", "perl-base", "init-system-helpers", "sensible-utils", "tar", "gzip", "diffutils",

@@ -101,16 +101,25 @@ func storageClass(t *testing.T, ns *harness.Namespace, class storagev1.StorageCl
 // userPod is an ordinary Pod that a restricted namespace admits and that has claims: file volumes at /v/NAME, devices
 // at /d/NAME.
 type userPod struct {
-	name     string
-	volumes  []string
-	devices  []string
-	labels   map[string]string
-	affinity *corev1.Affinity
-	node     map[string]string
+	name      string
+	volumes   []string
+	devices   []string
+	labels    map[string]string
+	affinity  *corev1.Affinity
+	node      map[string]string
+	image     string // tools where empty
+	command   []string
+	imageFrom string // guest whose image is mounted at /source
 }
 
 func (u userPod) manifest(t *testing.T) string {
 	t.Helper()
+	if u.image == "" {
+		u.image = "tools"
+	}
+	if u.command == nil {
+		u.command = []string{"sleep", "infinity"}
+	}
 	pod := corev1.Pod{
 		TypeMeta:   metav1.TypeMeta{APIVersion: "v1", Kind: "Pod"},
 		ObjectMeta: metav1.ObjectMeta{Name: u.name, Labels: u.labels},
@@ -122,8 +131,7 @@ func (u userPod) manifest(t *testing.T) string {
 				FSGroup: new(int64(api.LauncherUID)), SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 			},
 			Containers: []corev1.Container{{
-				Name: "main", Image: "localhost/podvirt/tools:dev", ImagePullPolicy: corev1.PullIfNotPresent,
-				Command: []string{"sleep", "infinity"},
+				Name: "main", Image: "localhost/podvirt/" + u.image + ":dev", ImagePullPolicy: corev1.PullIfNotPresent, Command: u.command,
 				SecurityContext: &corev1.SecurityContext{
 					AllowPrivilegeEscalation: new(false), Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 				},
@@ -140,6 +148,13 @@ func (u userPod) manifest(t *testing.T) string {
 	}
 	for _, name := range u.devices {
 		container.VolumeDevices = append(container.VolumeDevices, corev1.VolumeDevice{Name: name, DevicePath: "/d/" + name})
+	}
+	if u.imageFrom != "" {
+		source := corev1.VolumeSource{Image: &corev1.ImageVolumeSource{
+			Reference: "localhost/podvirt/" + u.imageFrom + ":dev", PullPolicy: corev1.PullIfNotPresent,
+		}}
+		pod.Spec.Volumes = append(pod.Spec.Volumes, corev1.Volume{Name: "source", VolumeSource: source})
+		container.VolumeMounts = append(container.VolumeMounts, corev1.VolumeMount{Name: "source", MountPath: "/source"})
 	}
 	return manifest(t, pod)
 }
@@ -246,13 +261,17 @@ func TestAccessModes(t *testing.T) {
 	ns := setUp(t)
 	ns.Apply(t, claim{name: "many", size: "64Mi", block: true, access: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteMany}}.manifest(t))
 	ns.Apply(t, claim{name: "one", size: "64Mi", access: []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOncePod}}.manifest(t))
-	ns.Apply(t, userPod{name: "a", devices: []string{"many"}, volumes: []string{"one"}}.manifest(t))
+	ns.Apply(t, userPod{name: "a", devices: []string{"many"}, volumes: []string{"one"}, labels: map[string]string{"app": "a"}}.manifest(t))
 	first := ns.WaitPod(t, "a", harness.Medium, harness.Ready)
 	ns.Apply(t, userPod{name: "b", devices: []string{"many"}}.manifest(t))
 	ns.Apply(t, userPod{name: "c", volumes: []string{"one"}}.manifest(t))
 	ns.Apply(t, userPod{name: "d", devices: []string{"many"}, node: map[string]string{
 		corev1.LabelHostname: ns.Nodes[1-slices.Index(ns.Nodes, first.Spec.NodeName)],
 	}}.manifest(t))
+	notBesideA := &corev1.Affinity{PodAntiAffinity: &corev1.PodAntiAffinity{RequiredDuringSchedulingIgnoredDuringExecution: []corev1.PodAffinityTerm{{
+		TopologyKey: corev1.LabelHostname, LabelSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "a"}},
+	}}}}
+	ns.Apply(t, userPod{name: "e", devices: []string{"many"}, affinity: notBesideA}.manifest(t))
 	second := ns.WaitPod(t, "b", harness.Medium, harness.Ready)
 	if second.Spec.NodeName != first.Spec.NodeName {
 		t.Errorf("the second writer is on %s, the volume on %s", second.Spec.NodeName, first.Spec.NodeName)
@@ -265,7 +284,7 @@ func TestAccessModes(t *testing.T) {
 			t.Errorf("%s reads %q", pod, out)
 		}
 	}
-	for pod, want := range map[string]string{"c": "ReadWriteOncePod", "d": "node affinity"} {
+	for pod, want := range map[string]string{"c": "ReadWriteOncePod", "d": "node affinity", "e": "anti-affinity"} {
 		refused := ns.WaitPod(t, pod, harness.Short, harness.Unschedulable)
 		if message := harness.SchedulingMessage(refused); !strings.Contains(message, want) {
 			t.Errorf("Pod %s waits because of %q; want %q in it", pod, message, want)

@@ -33,7 +33,7 @@ type nodePool struct {
 	Size, Free, Promised, Available, Reserved int64
 }
 
-// TestPools adds pools of every kind to running nodes and uses them (ST-001, ST-005, ST-008, ST-010).
+// TestPools adds pools of every kind to running nodes and uses them (ST-001, ST-005, ST-008, ST-010, ST-019).
 func TestPools(t *testing.T) {
 	long(t, "test-storage")
 	c := harness.Installed(t)
@@ -44,8 +44,8 @@ func TestPools(t *testing.T) {
 	mountPool(t, c, one, "t-both", "xfs", "800M")
 	mountPool(t, c, two, "t-both", "xfs", "800M")
 	afterwards(t, c, one, "rm -rf "+poolsRoot+"t-shared")
-	restorePools(t, c) // before the file systems are unmounted,
-	ns := setUp(t)     // and after the claims are gone
+	restorePools(t, c)           // before the file systems are unmounted,
+	ns := setUp(t, "guest-tiny") // and after the claims are gone
 	for name, binding := range map[string]storagev1.VolumeBindingMode{
 		"t-ext4": storagev1.VolumeBindingWaitForFirstConsumer, "t-btrfs": storagev1.VolumeBindingWaitForFirstConsumer,
 		"t-tight": storagev1.VolumeBindingImmediate, "t-both": storagev1.VolumeBindingWaitForFirstConsumer,
@@ -67,6 +67,7 @@ func TestPools(t *testing.T) {
 
 	t.Run("a pool serves ten seconds after the edit", func(t *testing.T) { servesSoon(t, ns, one) })
 	t.Run("abilities are what another program finds", func(t *testing.T) { checkAbilities(t, ns, one, "t-ext4", "t-btrfs", "t-both") })
+	t.Run("a VM boots from each kind", func(t *testing.T) { bootFromEach(t, ns, one) })
 	t.Run("no more is promised than there is", func(t *testing.T) { fortyClaims(t, ns, one) })
 	t.Run("a full node is left", func(t *testing.T) { moveOn(t, ns, one, two) })
 	t.Run("a pool beside the OS", func(t *testing.T) { besideTheOS(t, ns, one) })
