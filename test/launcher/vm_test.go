@@ -98,7 +98,7 @@ type world struct {
 }
 
 var theWorld = sync.OnceValues(func() (world, error) {
-	if os.Getenv("PODVIRT_KERNEL_TEST") == "1" {
+	if inGuest() {
 		return guestWorld()
 	}
 	return makeWorld()
