@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"maps"
 	"net/url"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -49,6 +50,8 @@ type Import struct {
 	Format      string // auto, raw, qcow2
 	Compression string // auto, none, gz, xz, zst, bz2
 	Checksum    string // ALGORITHM:HEX; empty: none
+	Member      string // of a registry source: the file below disk/; empty: the only one
+	Arch        string // of a registry source; empty: the node's
 	CA          string // ConfigMap of the claim's namespace
 	Secret      string // Secret of the claim's namespace
 	Headers     []string
@@ -70,7 +73,7 @@ func importRows() []importRow {
 		{key: KeyImportFormat, value: word("auto raw iso qcow2 vmdk vdi vhd vhdx").notNow("vmdk vdi vhd vhdx")},
 		{key: KeyImportCompression, value: word("auto none gz xz zst bz2")},
 		{key: KeyImportArchive, value: word("none tar ova").later("none")},
-		{key: KeyImportMember, value: text(MaxText).later("")},
+		{key: KeyImportMember, value: text(MaxText)},
 		{key: KeyImportChecksum, value: text(MaxText)},
 		{key: KeyImportCA, value: object},
 		{key: KeyImportSecret, value: object},
@@ -78,7 +81,7 @@ func importRows() []importRow {
 		{key: KeyImportInsecure, value: boolean()},
 		{key: Prefix + "import-headers-secret", value: text(MaxText).later("")},
 		{key: Prefix + "import-proxy", value: word("default none").later("default none")},
-		{key: KeyImportArch, value: word("amd64 arm64 s390x ppc64le riscv64").later("")},
+		{key: KeyImportArch, value: word("amd64 arm64 s390x ppc64le riscv64")},
 		{key: KeyImportMode, value: word("driver pod").later("driver")},
 		{key: Prefix + "import-pull", value: word("direct node").later("direct")},
 		{key: Prefix + "import-service-account", value: text(MaxText).later("")},
@@ -108,15 +111,12 @@ func ParseImport(annotations map[string]string, dataSource bool) (*Import, Error
 	if text := checkSource(source); text != "" {
 		wrong(KeyImportSource, text)
 	}
-	if sum := annotations[KeyImportChecksum]; sum != "" {
-		if text := checkChecksum(sum); text != "" {
-			wrong(KeyImportChecksum, text)
-		}
-	}
+	checkParts(annotations, wrong)
 	asked := &Import{
 		Source: source, Format: cmp.Or(annotations[KeyImportFormat], "auto"), Compression: cmp.Or(annotations[KeyImportCompression], "auto"),
 		Checksum: strings.ToLower(annotations[KeyImportChecksum]), CA: annotations[KeyImportCA], Secret: annotations[KeyImportSecret],
 		Insecure: annotations[KeyImportInsecure] == "true", Deadline: DefaultImportDeadline,
+		Member: annotations[KeyImportMember], Arch: annotations[KeyImportArch],
 	}
 	if asked.Format == "iso" {
 		asked.Format = "raw"
@@ -170,6 +170,31 @@ func checkBlank(annotations map[string]string, wrong func(key, text string)) {
 	}
 }
 
+// checkParts checks what belongs to one kind of source only.
+func checkParts(annotations map[string]string, wrong func(key, text string)) {
+	registry := strings.HasPrefix(annotations[KeyImportSource], "docker:")
+	sum, member := annotations[KeyImportChecksum], annotations[KeyImportMember]
+	switch {
+	case sum == "":
+	case registry:
+		wrong(KeyImportChecksum, "a registry has digests of its own; put it into the source: docker://…@sha256:…")
+	default:
+		if text := checkChecksum(sum); text != "" {
+			wrong(KeyImportChecksum, text)
+		}
+	}
+	if member != "" && (path.IsAbs(member) || path.Clean(member) != member || strings.HasPrefix(member, "..")) {
+		wrong(KeyImportMember, "leaves the archive")
+	}
+	if !registry {
+		for _, key := range []string{KeyImportMember, KeyImportArch} {
+			if annotations[key] != "" {
+				wrong(key, "only for docker:// sources")
+			}
+		}
+	}
+}
+
 func checkSource(source string) string {
 	schemes := []string{"http", "https", "s3", "gs", "docker", "nbd", "nbds", "pvc", "snapshot", "boot", "upload", "blank"}
 	parsed, err := url.Parse(source)
@@ -177,7 +202,7 @@ func checkSource(source string) string {
 		scheme, _, _ := strings.Cut(source, ":")
 		return "scheme not one of " + strings.Join(schemes, ", ") + nearestSuffix(scheme, schemes)
 	}
-	if parsed.Scheme != "http" && parsed.Scheme != "https" {
+	if parsed.Scheme != "http" && parsed.Scheme != "https" && parsed.Scheme != "docker" {
 		return parsed.Scheme + ": " + NotYet
 	}
 	if parsed.User != nil {

@@ -56,6 +56,22 @@ func TestParseImport(t *testing.T) {
 				`scheme not one of http, https, s3, gs, docker, nbd, nbds, pvc, snapshot, boot, upload, blank; nearest: http`,
 			},
 		},
+		"registry": {
+			annotations: map[string]string{
+				KeyImportSource: "docker://quay.io/containerdisks/fedora:44", KeyImportArch: "arm64", KeyImportMember: "disk/a.qcow2",
+			},
+			want: &Import{
+				Source: "docker://quay.io/containerdisks/fedora:44", Format: "auto", Compression: "auto", Deadline: 24 * time.Hour,
+				Arch: "arm64", Member: "disk/a.qcow2",
+			},
+		},
+		"registry with a checksum": {
+			annotations: map[string]string{KeyImportSource: "docker://r/x", KeyImportChecksum: "md5:" + strings.Repeat("0", 32), KeyImportMember: "../x"},
+			errs:        []string{"a registry has digests of its own", `"../x": leaves the archive`},
+		},
+		"member of nothing": {
+			annotations: map[string]string{KeyImportSource: url, KeyImportMember: "x"}, errs: []string{"only for docker:// sources"},
+		},
 		"password":  {annotations: map[string]string{KeyImportSource: "https://u:p@h/x"}, errs: []string{"a password in the URL; use podvirt.dev/import-secret"}},
 		"no host":   {annotations: map[string]string{KeyImportSource: "https:///x"}, errs: []string{"no host in the URL"}},
 		"not yet":   {annotations: map[string]string{KeyImportSource: "nbd://h/x"}, errs: []string{"nbd: not supported by this version"}},

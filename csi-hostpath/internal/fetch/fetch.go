@@ -60,6 +60,10 @@ type Options struct {
 	Headers  http.Header      // for the host of URL only
 	User     string           // empty: no basic authentication
 	Password string
+	// Fixed says that the URL names the content, as digests of registries do: there is one version.
+	Fixed bool
+	// Transport makes the requests; nil: one made of the options above.
+	Transport http.RoundTripper
 
 	FirstPause, LastPause, StallAfter time.Duration // 0: the constants
 	// Retrying is told why an attempt failed and that there will be another; nil: nobody is told.
@@ -97,7 +101,10 @@ func Open(ctx context.Context, opts Options, pin Pin, offset int64) (*Stream, er
 	if offset == 0 {
 		s.pin = Pin{Length: -1}
 	}
-	s.client = &http.Client{Transport: s.transport(), CheckRedirect: s.redirect}
+	s.client = &http.Client{Transport: opts.Transport, CheckRedirect: s.redirect}
+	if opts.Transport == nil {
+		s.client.Transport = opts.NewTransport()
+	}
 	return s, s.again(nil) //nolint:contextcheck // the stream has it
 }
 
@@ -128,17 +135,18 @@ func (s *Stream) hangUp() {
 	}
 }
 
-func (s *Stream) transport() *http.Transport {
+// NewTransport returns what makes the connections of a stream.
+func (o Options) NewTransport() *http.Transport {
 	config := &tls.Config{
-		RootCAs: s.opts.Roots, MinVersion: tls.VersionTLS12,
-		InsecureSkipVerify: s.opts.Insecure, //nolint:gosec // the administrator allowed it for this host
+		RootCAs: o.Roots, MinVersion: tls.VersionTLS12,
+		InsecureSkipVerify: o.Insecure, //nolint:gosec // the administrator allowed it for this host
 	}
-	if s.opts.Client != nil {
-		config.Certificates = []tls.Certificate{*s.opts.Client}
+	if o.Client != nil {
+		config.Certificates = []tls.Certificate{*o.Client}
 	}
 	return &http.Transport{
-		DialContext: s.opts.Dial, TLSClientConfig: config, ForceAttemptHTTP2: true, DisableCompression: true,
-		TLSHandshakeTimeout: 30 * time.Second, ResponseHeaderTimeout: s.opts.StallAfter, MaxResponseHeaderBytes: 64 << 10,
+		DialContext: o.Dial, TLSClientConfig: config, ForceAttemptHTTP2: true, DisableCompression: true,
+		TLSHandshakeTimeout: 30 * time.Second, ResponseHeaderTimeout: cmp.Or(o.StallAfter, StallAfter), MaxResponseHeaderBytes: 64 << 10,
 		MaxIdleConns: 2, IdleConnTimeout: time.Minute,
 	}
 }
@@ -252,7 +260,11 @@ func (s *Stream) wait(cause error) error {
 func (s *Stream) connect() error {
 	ctx, cancel := context.WithCancel(s.ctx)
 	stall := time.AfterFunc(s.opts.StallAfter, cancel)
-	resp, err := s.request(ctx, s.offset, -1) //nolint:bodyclose // hangUp does
+	last := int64(-1)
+	if s.offset > 0 && s.pin.Length > s.offset {
+		last = s.pin.Length - 1 // some servers know no range without an end
+	}
+	resp, err := s.request(ctx, s.offset, last) //nolint:bodyclose // hangUp does
 	if err != nil {
 		stall.Stop()
 		cancel()
@@ -303,18 +315,25 @@ func (s *Stream) failed(err error) error {
 	if outer, ok := errors.AsType[*url.Error](err); ok {
 		err = outer.Err
 	}
-	var permanent Permanent
-	var identity *tls.CertificateVerificationError
-	var refusal interface{ Permanent() bool }
-	switch {
-	case errors.As(err, &permanent):
+	err = Lasting(err)
+	if _, ok := errors.AsType[Permanent](err); ok {
 		return err
-	case errors.As(err, &identity):
-		return Permanent(s.name() + ": " + identity.Err.Error())
-	case errors.As(err, &refusal) && refusal.Permanent():
-		return Permanent(err.Error())
 	}
 	return fmt.Errorf("%s: %w", s.name(), err)
+}
+
+// Lasting makes an error of a connection [Permanent] when another attempt would end the same: a wrong certificate, an
+// address that is forbidden.
+func Lasting(err error) error {
+	var refusal interface{ Permanent() bool }
+	if identity, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return Permanent(identity.Err.Error())
+	}
+	if errors.As(err, &refusal) && refusal.Permanent() {
+		text, _ := refusal.(error)
+		return Permanent(text.Error())
+	}
+	return err
 }
 
 // name is the URL as it may be shown.
@@ -358,7 +377,11 @@ func (s *Stream) accept(resp *http.Response) error {
 		s.pin, s.ranged = pin, strings.EqualFold(resp.Header.Get("Accept-Ranges"), "bytes") && pin.certain()
 		return nil
 	}
-	if s.offset > 0 && (!s.pin.certain() || pin != s.pin) || s.offset == 0 && pin != s.pin || start > s.offset {
+	same := pin == s.pin && (s.offset == 0 || s.pin.certain())
+	if s.opts.Fixed {
+		same = pin.Length == s.pin.Length
+	}
+	if !same || start > s.offset {
 		return ErrChanged
 	}
 	s.ranged = s.ranged || resp.StatusCode == http.StatusPartialContent

@@ -96,6 +96,12 @@ func Copy(from io.Reader, o Options) error {
 	return copyRaw(source, o, info)
 }
 
+// Unpack returns what is inside a stream that may be compressed, bounded by what an image for a disk of a size can have.
+func Unpack(from io.Reader, size int64) (io.Reader, error) {
+	plain, _, err := decompress(bufio.NewReaderSize(from, peekSize), Options{Compression: Auto, Size: size})
+	return plain, err
+}
+
 // maxLayers is how many compressions may lie around an image (ST-045: nested once).
 const maxLayers = 2
 

@@ -76,7 +76,9 @@ func kindOf(err error) failure {
 type worker struct {
 	job     job
 	out     *os.File
-	stream  *fetch.Stream
+	stream  atomic.Pointer[fetch.Stream]
+	earlier streams      // that came before stream
+	total   atomic.Int64 // bytes of the source; -1: not known
 	hashes  map[string]hash.Hash
 	read    atomic.Int64 // bytes of the source
 	written atomic.Int64
@@ -113,14 +115,19 @@ func (w *worker) run(ctx context.Context) (string, error) {
 	if w.hashes, err = restored(w.job.Checksum, start.Hashes); err != nil {
 		return "", err
 	}
-	if w.stream, err = fetch.Open(ctx, options, start.Pin, start.Offset); err != nil {
-		return "", err
-	}
-	defer w.stream.Close()
 	w.read.Store(start.Offset)
 	w.synced, w.hashed = start.Offset, start.Hashed
+	w.total.Store(-1)
 	stop := w.reporting()
 	defer stop()
+	if strings.HasPrefix(w.job.URL, "docker:") {
+		return w.copyRegistry(ctx, options)
+	}
+	if err := w.open(ctx, options, start.Pin, start.Offset); err != nil {
+		return "", err
+	}
+	defer w.stream.Load().Close()
+	w.total.Store(w.stream.Load().Pin().Length)
 	if err := w.copy(start.Offset); err != nil {
 		return "", err
 	}
@@ -130,13 +137,29 @@ func (w *worker) run(ctx context.Context) (string, error) {
 	return w.verify()
 }
 
+// open begins to read a file; its bytes count with those of earlier ones.
+func (w *worker) open(ctx context.Context, options fetch.Options, pin fetch.Pin, offset int64) error {
+	stream, err := fetch.Open(ctx, options, pin, offset)
+	if err != nil {
+		return err
+	}
+	if before := w.stream.Swap(stream); before != nil {
+		w.earlier.transferred.Add(before.Transferred())
+		w.earlier.restarts.Add(before.Restarts())
+	}
+	return nil
+}
+
+// streams are counts of several.
+type streams struct{ transferred, restarts atomic.Int64 }
+
 func (w *worker) copy(start int64) error {
 	o := image.Options{
-		Size: w.job.Size, Format: w.job.Format, Compression: w.job.Compression, Length: w.stream.Pin().Length, Start: start, To: counted{w},
+		Size: w.job.Size, Format: w.job.Format, Compression: w.job.Compression, Length: w.stream.Load().Pin().Length, Start: start, To: counted{w},
 		Told: func(info image.Info) { w.info.Store(&info) }, Copied: w.checkpoint,
 	}
-	if w.stream.Ranged() {
-		o.At = w.stream
+	if stream := w.stream.Load(); stream.Ranged() {
+		o.At = stream
 	}
 	if err := image.Copy(source{w}, o); err != nil {
 		return err
@@ -149,7 +172,7 @@ func (w *worker) copy(start int64) error {
 type source struct{ w *worker }
 
 func (s source) Read(p []byte) (int, error) {
-	n, err := s.w.stream.Read(p)
+	n, err := s.w.stream.Load().Read(p)
 	known := min(max(0, s.w.hashed-s.w.read.Load()), int64(n)) // of an earlier attempt, which had read ahead
 	for _, h := range s.w.hashes {
 		h.Write(p[known:n])
@@ -186,7 +209,7 @@ func (w *worker) checkpoint(offset int64) error {
 		return err
 	}
 	w.synced = offset
-	point := &Checkpoint{Pin: w.stream.Pin(), Offset: offset, Hashes: map[string][]byte{}, Hashed: max(w.hashed, w.read.Load())}
+	point := &Checkpoint{Pin: w.stream.Load().Pin(), Offset: offset, Hashes: map[string][]byte{}, Hashed: max(w.hashed, w.read.Load())}
 	for name, h := range w.hashes {
 		state, err := h.(encoding.BinaryMarshaler).MarshalBinary() //nolint:forcetypeassert // all hashes of the library do
 		if err != nil {
@@ -226,8 +249,12 @@ func (w *worker) reporting() (stop func()) {
 
 func (w *worker) tell() {
 	p := &Progress{
-		Transferred: w.stream.Transferred(), Position: w.read.Load(), Total: w.stream.Pin().Length, Written: w.written.Load(),
-		Restarts: w.stream.Restarts(), Image: w.info.Load(),
+		Transferred: w.earlier.transferred.Load(), Position: w.read.Load(), Total: w.total.Load(), Written: w.written.Load(),
+		Restarts: w.earlier.restarts.Load(), Image: w.info.Load(),
+	}
+	if stream := w.stream.Load(); stream != nil {
+		p.Transferred += stream.Transferred()
+		p.Restarts += stream.Restarts()
 	}
 	if problem := w.problem.Load(); problem != nil {
 		p.Problem = *problem
@@ -275,6 +302,9 @@ func (j *job) options() (fetch.Options, error) {
 		FirstPause: j.Tuning.FirstPause, LastPause: j.Tuning.LastPause, StallAfter: j.Tuning.StallAfter,
 	}
 	o.Roots.AppendCertsFromPEM(j.Roots)
+	if j.Token != "" {
+		o.Headers.Set("Authorization", "Bearer "+j.Token)
+	}
 	for _, line := range j.Headers {
 		name, value, _ := strings.Cut(line, ":")
 		o.Headers.Add(strings.TrimSpace(name), strings.TrimSpace(value))

@@ -51,12 +51,15 @@ type job struct {
 	Format      string
 	Compression string
 	Checksum    string
+	Member      string
+	Arch        string
 	Size        int64
 	Memory      int64
 	Roots       []byte // PEM
 	Headers     []string
 	User        string
 	Password    string
+	Token       string
 	Certificate []byte // PEM
 	Key         []byte
 	Insecure    bool

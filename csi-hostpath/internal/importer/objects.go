@@ -1,6 +1,7 @@
 package importer
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
@@ -36,10 +37,10 @@ func (o Objects) Check() string {
 	has := func(keys ...string) bool {
 		return !slices.ContainsFunc(keys, func(key string) bool { return len(o.Secret[key]) == 0 })
 	}
-	if has("token") || has("username", "password") || has("tls.crt", "tls.key") {
+	if has("token") || has("username", "password") || has("tls.crt", "tls.key") || has(dockerConfig) {
 		return ""
 	}
-	return "the Secret needs token, or username and password, or tls.crt and tls.key"
+	return "the Secret needs token, or username and password, or tls.crt and tls.key, or " + dockerConfig
 }
 
 // fill adds CAs and credentials to a job and encodes it.
@@ -53,9 +54,43 @@ func (o Objects) fill(j *job) ([]byte, error) {
 		j.Roots = append(append(j.Roots, '\n'), text...)
 	}
 	j.User, j.Password = string(o.Secret["username"]), string(o.Secret["password"])
+	if config := o.Secret[dockerConfig]; len(config) > 0 {
+		if j.User, j.Password, err = registryLogin(config, j.URL); err != nil {
+			return nil, err
+		}
+	}
 	j.Certificate, j.Key = o.Secret["tls.crt"], o.Secret["tls.key"]
 	if token := strings.TrimSpace(string(o.Secret["token"])); token != "" {
-		j.Headers = append(slices.Clone(j.Headers), "Authorization: Bearer "+token)
+		j.Token = token
 	}
 	return json.Marshal(j)
+}
+
+// dockerConfig is the key of Secrets of type kubernetes.io/dockerconfigjson.
+const dockerConfig = ".dockerconfigjson"
+
+// registryLogin finds the login for the registry of a source; none is no error.
+func registryLogin(config []byte, source string) (user, password string, err error) {
+	var parsed struct {
+		Auths map[string]struct{ Username, Password, Auth string }
+	}
+	if json.Unmarshal(config, &parsed) != nil {
+		return "", "", Refused(dockerConfig + " of the Secret is no JSON of that kind")
+	}
+	host, _, _ := strings.Cut(strings.TrimPrefix(source, "docker://"), "/")
+	for name, login := range parsed.Auths {
+		name, _, _ = strings.Cut(strings.TrimPrefix(strings.TrimPrefix(name, "https://"), "http://"), "/")
+		if name != host {
+			continue
+		}
+		if login.Auth != "" {
+			both, err := base64.StdEncoding.DecodeString(login.Auth)
+			if err != nil {
+				return "", "", Refused(dockerConfig + " of the Secret: auth is not base64")
+			}
+			login.Username, login.Password, _ = strings.Cut(string(both), ":")
+		}
+		return login.Username, login.Password, nil
+	}
+	return "", "", nil
 }

@@ -139,7 +139,7 @@ func (p Policy) Unverified(source string) string {
 	}
 	port := parsed.Port()
 	if port == "" {
-		port = map[string]string{"http": "80", "https": "443"}[parsed.Scheme]
+		port = map[string]string{"http": "80", "https": "443", "docker": "443"}[parsed.Scheme]
 	}
 	at := net.JoinHostPort(parsed.Hostname(), port)
 	usual := port == "80" || port == "443"
