@@ -56,6 +56,16 @@ func CPUs(n int) Option {
 	}
 }
 
+// CPU sets the model of the processors, in the words of qemu's option -cpu; the default is max.
+func CPU(model string) Option {
+	return func(m *Machine) error {
+		if model != "" {
+			m.cpu = model
+		}
+		return nil
+	}
+}
+
 // NUMA divides memory and processors evenly among nodes.
 func NUMA(nodes int) Option {
 	return func(m *Machine) error {
@@ -149,7 +159,7 @@ func QEMU(path string) Option {
 	}
 }
 
-// Parse reads options from words: memory=MIB cpus=N numa=NODES hugepages=N iommu=KIND device=DEVICE netdev=BACKEND
+// Parse reads options from words: memory=MIB cpus=N cpu=MODEL numa=NODES hugepages=N iommu=KIND device=DEVICE netdev=BACKEND
 // blockdev=BACKEND append=WORD.
 func Parse(words []string) ([]Option, error) {
 	var options []Option
@@ -168,6 +178,8 @@ func parseWord(key, value string) (Option, error) {
 	switch key {
 	case "iommu":
 		return IOMMU(value), nil
+	case "cpu":
+		return CPU(value), nil
 	case "device":
 		return Device(value), nil
 	case "netdev", "blockdev":

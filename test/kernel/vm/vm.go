@@ -13,12 +13,12 @@ import (
 
 // Machine is a QEMU machine. It is used once: New, Start, Wait.
 type Machine struct {
-	qemu, kernel, initramfs, accel string
-	cmdline                        []string
-	memory, cpus, nodes            int
-	early, devices                 []string
-	serial                         []io.Writer
-	ids                            map[string]int
+	qemu, kernel, initramfs, accel, cpu string
+	cmdline                             []string
+	memory, cpus, nodes                 int
+	early, devices                      []string
+	serial                              []io.Writer
+	ids                                 map[string]int
 
 	cmd     *exec.Cmd
 	stderr  strings.Builder
@@ -29,7 +29,7 @@ type Machine struct {
 
 // New builds a machine and checks its description. It starts nothing.
 func New(options ...Option) (*Machine, error) {
-	m := &Machine{qemu: "qemu-system-x86_64", accel: "tcg", memory: 512, cpus: 1, ids: map[string]int{}}
+	m := &Machine{qemu: "qemu-system-x86_64", accel: "tcg", cpu: "max", memory: 512, cpus: 1, ids: map[string]int{}}
 	for _, option := range options {
 		if err := option(m); err != nil {
 			return nil, err
@@ -59,7 +59,7 @@ func (m *Machine) Args() []string {
 		accel = "tcg,thread=single"
 	}
 	args := []string{
-		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35", "-accel", accel, "-cpu", "max",
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-machine", "q35", "-accel", accel, "-cpu", m.cpu,
 		"-m", fmt.Sprintf("%dM", m.memory), "-smp", fmt.Sprint(m.cpus), "-kernel", m.kernel,
 	}
 	if m.initramfs != "" {

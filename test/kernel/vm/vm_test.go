@@ -14,8 +14,9 @@ func TestArgs(t *testing.T) {
 		options []vm.Option
 		want    []string // pairs that must be in the command line
 	}{
-		"defaults":     {nil, []string{"-m 512M", "-smp 1", "-accel tcg,thread=single", "-kernel k", "-initrd i"}},
+		"defaults":     {nil, []string{"-m 512M", "-smp 1", "-cpu max", "-accel tcg,thread=single", "-kernel k", "-initrd i"}},
 		"size":         {[]vm.Option{vm.Memory(1024), vm.CPUs(2)}, []string{"-m 1024M", "-smp 2"}},
+		"CPU":          {[]vm.Option{vm.CPU("EPYC,-avx2"), vm.CPU("")}, []string{"-cpu EPYC,-avx2"}},
 		"command line": {[]vm.Option{vm.Append("a", "b=c")}, []string{"-append a b=c"}},
 		"NUMA": {[]vm.Option{vm.Memory(512), vm.CPUs(4), vm.NUMA(2)}, []string{
 			"-object memory-backend-ram,id=cell0,size=256M", "-numa node,nodeid=0,memdev=cell0,cpus=0-1",

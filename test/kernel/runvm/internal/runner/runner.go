@@ -3,7 +3,7 @@
 //
 // The machine is described by the file testdata/machine of the package under test, in the words of vm.Parse and of request;
 // memory is 768 MiB and processors are two unless it says otherwise. PODVIRT_VM_ACCEL ("kvm", "tcg") overrides what was found
-// to work, PODVIRT_QEMU names another emulator, and PODVIRT_VM_CONSOLE=1 shows the kernel's messages on standard error.
+// to work, PODVIRT_QEMU names another emulator, PODVIRT_VM_CPU another CPU, and PODVIRT_VM_CONSOLE=1 shows the kernel's messages on standard error.
 // Variables that begin with PODVIRT_ are passed on, and PODVIRT_REQUIRE=1 is set: in this guest nothing may be missing.
 package runner
 
@@ -128,11 +128,16 @@ func (r *runner) machine(ctx context.Context) (*vm.Machine, error) {
 		vm.Serial(r.consoleWriter()), vm.Serial(r.std.Out), vm.Serial(&r.result),
 	}
 	for _, name := range asked.shares {
-		if dir, err := filepath.EvalSymlinks(filepath.Join(parts, name)); err == nil {
+		from := filepath.Join(parts, name)
+		if name == job.AllShares {
+			from = parts
+		}
+		if dir, err := filepath.EvalSymlinks(from); err == nil {
 			all = append(all, vm.Share(name, dir))
 		}
 	}
-	return vm.New(append(all, options...)...)
+	all = append(all, options...)
+	return vm.New(append(all, vm.CPU(os.Getenv("PODVIRT_VM_CPU")))...)
 }
 
 // consoleWriter keeps the kernel's messages for the case that the guest dies.
