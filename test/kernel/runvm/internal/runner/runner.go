@@ -3,7 +3,8 @@
 //
 // The machine is described by the file testdata/machine of the package under test, in the words of vm.Parse and of request;
 // memory is 768 MiB and processors are two unless it says otherwise. PODVIRT_VM_ACCEL ("kvm", "tcg") overrides what was found
-// to work, PODVIRT_QEMU names another emulator, PODVIRT_VM_CPU another CPU, and PODVIRT_VM_CONSOLE=1 shows the kernel's messages on standard error.
+// to work, PODVIRT_QEMU names another emulator, PODVIRT_VM_CPU another CPU, and PODVIRT_VM_CONSOLE=1 shows the kernel's messages
+// on standard error.
 // Variables that begin with PODVIRT_ are passed on, and PODVIRT_REQUIRE=1 is set: in this guest nothing may be missing.
 package runner
 
