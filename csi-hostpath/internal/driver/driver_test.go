@@ -39,8 +39,10 @@ func TestDiskHasItsSizeAndKeepsIt(t *testing.T) {
 				if want := (size + 4095) / 4096 * 4096; stat.Size != want || stat.Uid != 107 || stat.Gid != 107 || stat.Mode != unix.S_IFREG|0o660 {
 					t.Errorf("disk.img: size %d, owner %d:%d, mode %o; want %d, 107:107, 0660", stat.Size, stat.Uid, stat.Gid, stat.Mode, want)
 				}
-				if err := os.WriteFile(filepath.Join(target, "more"), nil, 0o600); !errors.Is(err, unix.EROFS) {
-					t.Errorf("adding a file = %v; want it refused", err)
+				for _, err := range []error{os.WriteFile(filepath.Join(target, "more"), nil, 0o600), addBound(t, target)} {
+					if !errors.Is(err, unix.EROFS) {
+						t.Errorf("adding a file = %v; want it refused", err)
+					}
 				}
 				if size <= 64<<20 || size <= 300<<20 && fsType == "xfs" {
 					writeInPieces(t, disk, size)
@@ -52,6 +54,18 @@ func TestDiskHasItsSizeAndKeepsIt(t *testing.T) {
 			})
 		}
 	}
+}
+
+// addBound adds a file by way of a mount that a container runtime makes of a volume which is not read-only.
+func addBound(t *testing.T, dir string) error {
+	t.Helper()
+	again := t.TempDir()
+	writable := unix.MountAttr{Attr_clr: unix.MOUNT_ATTR_RDONLY}
+	err := errors.Join(unix.Mount(dir, again, "", unix.MS_BIND, ""), unix.MountSetattr(unix.AT_FDCWD, again, 0, &writable))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return errors.Join(os.WriteFile(filepath.Join(again, "more"), nil, 0o600), unix.Unmount(again, 0))
 }
 
 // writeInPieces writes every second block and then the others: a guest may do that and must not run out of space.

@@ -241,7 +241,7 @@ func (n *unlockedNode) publishDisk(disk string, group int, p publication) error 
 			return err
 		}
 	}
-	return errors.Join(readOnlyIf(p.ReadOnly, file), mounts.ReadOnly(p.Target))
+	return errors.Join(readOnlyIf(p.ReadOnly, file), mounts.Seal(p.Target))
 }
 
 func (n *unlockedNode) NodeUnpublishVolume(_ context.Context, req *csi.NodeUnpublishVolumeRequest) (*csi.NodeUnpublishVolumeResponse, error) {

@@ -95,6 +95,15 @@ func ReadOnly(path string) error {
 	return nil
 }
 
+// Seal makes the tmpfs at a path read-only itself, not only this mount of it: a container runtime that binds the directory
+// elsewhere makes its own mount writable (mount option rw).
+func Seal(path string) error {
+	if err := unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NOEXEC|unix.MS_NOSUID, ""); err != nil {
+		return fmt.Errorf("sealing the tmpfs at %s: %w", path, err)
+	}
+	return nil
+}
+
 // Bind mounts a file or directory also at target, which must exist.
 func Bind(source, target string) error {
 	if err := unix.Mount(source, target, "", unix.MS_BIND, ""); err != nil {
