@@ -162,11 +162,6 @@ test-storage: images ## what make test has no time for: pools of every kind, VMs
 	PODVIRT_LONG=1 $(GOTEST) -v -timeout=60m \
 		-run='^(TestPools|TestClassAndReclaim|TestAccessModes|TestOneDiskManyReaders|TestOneWriter|TestHostilePod|TestSnapshots|TestFrozenSnapshot)$$' ./test/cluster/suite
 
-.PHONY: test-image
-test-image: images ## fifty VMs of one image at once, each with its own changes (10 minutes, 16 GiB of memory)
-	@$(LOCAL) install
-	PODVIRT_LONG=1 $(GOTEST) -v -timeout=60m -run='^TestManyOfOneImage$$' ./test/cluster/suite
-
 .PHONY: test-network
 test-network: images ## what make test has no time for: the CNI plugin taken off the nodes and put back, refusals of the node, 1 GiB by port-forward
 	@$(LOCAL) install

@@ -6,7 +6,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -124,6 +123,7 @@ func TestOneWriter(t *testing.T) {
 
 	ns.Apply(t, newVM("second", "guest-tiny").use("data", "single", false).httpReady(8080).manifest(t))
 	waitEvent(t, ns, "second", "VolumeInUse: single is written by Pod "+ns.Name+"/first")
+	third := manifest(t, completed(t, ns, newVM("third", "guest-tiny").use("data", "single", false).httpReady(8080)))
 	t.Run("under the default scheduler", func(t *testing.T) { lockedOut(t, ns) })
 	if after := checksum(); after != before {
 		t.Errorf("the disks changed:\n%s%s", before, after)
@@ -133,7 +133,7 @@ func TestOneWriter(t *testing.T) {
 	t.Run("after a Pod that is no VM", func(t *testing.T) {
 		ns.Apply(t, userPod{name: "tool", volumes: []string{"single"}}.manifest(t))
 		ns.WaitPod(t, "tool", harness.Long, harness.Ready)
-		ns.Apply(t, newVM("third", "guest-tiny").use("data", "single", false).httpReady(8080).manifest(t))
+		ns.Apply(t, third)
 		waitEvent(t, ns, "third", "VolumeInUse: single is written by Pod "+ns.Name+"/tool")
 		deletePod(t, ns, "tool")
 		ns.WaitPod(t, "third", harness.Long, harness.Ready) // the kubelet tries again within two minutes
@@ -238,48 +238,5 @@ func bootFromEach(t *testing.T, ns *harness.Namespace, node string) {
 	}
 	for _, name := range names {
 		deletePod(t, ns, name)
-	}
-}
-
-// TestManyOfOneImage starts fifty VMs of one image at once. What one of them writes to its disk no other sees, nor the
-// Pod that takes its place (VM-071).
-func TestManyOfOneImage(t *testing.T) {
-	long(t, "test-image")
-	const vms, patience = 50, 20 * time.Minute
-	const free = "125000" // a sector behind the last partition
-	ns := setUp(t, "guest-tiny")
-	name := func(i int) string { return fmt.Sprintf("vm%d", i) }
-	one := func(i int) string {
-		return newVM(name(i), "guest-tiny").annotate(map[string]string{"memory": "128Mi"}).manifest(t)
-	}
-	read := func(i int, first string) string {
-		t.Helper()
-		term := ns.Shell(t, name(i), api.ContainerName, "launcher", "ctl", "console")
-		logIn(t, term)
-		term.Send(t, first+"\n")
-		term.Send(t, "echo \"'$(dd if=/dev/vda bs=512 count=1 skip="+free+" 2>/dev/null | tr -d '\\000')'\" of "+name(i)+".\n")
-		return term.Expect(t, harness.Long, `'([a-z-]*)' of `+name(i)+`\.`)[1]
-	}
-	var all strings.Builder
-	for i := range vms {
-		all.WriteString("---\n" + one(i))
-	}
-	ns.Apply(t, all.String())
-	for i := range vms {
-		ns.WaitLog(t, name(i), api.ContainerName, "podvirt-tiny: ready after", patience)
-	}
-	if got := read(0, "echo written-here | dd of=/dev/vda bs=512 count=1 conv=sync seek="+free+" 2>/dev/null; sync"); got != "written-here" {
-		t.Fatalf("the writer reads %q", got)
-	}
-	for i := range vms - 1 {
-		if got := read(i+1, ""); got != "" {
-			t.Errorf("VM %d reads %q, which another wrote", i+1, got)
-		}
-	}
-	deletePod(t, ns, name(0))
-	ns.Apply(t, one(0))
-	ns.WaitLog(t, name(0), api.ContainerName, "podvirt-tiny: ready after", harness.Long)
-	if got := read(0, ""); got != "" {
-		t.Errorf("the next Pod reads %q", got)
 	}
 }
