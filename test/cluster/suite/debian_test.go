@@ -59,6 +59,21 @@ stringData:
 `, name, strings.TrimSpace(publicKey))
 }
 
+// staticMAC is the address by which staticNetwork knows the NIC.
+const staticMAC = "02:00:00:0d:eb:01"
+
+// staticNetwork goes on with a Secret of seedSecret: a network configuration with addresses beside those of DHCP.
+const staticNetwork = `
+  network-config: |
+    version: 2
+    ethernets:
+      pod:
+        match: {macaddress: "` + staticMAC + `"}
+        dhcp4: true
+        dhcp6: true
+        addresses: [10.10.10.14/24, "fd10:0:5::14/120"]
+`
+
 // guestSSH runs a command in a guest from the client Pod.
 func guestSSH(ctx context.Context, ns *harness.Namespace, host, command string) (string, error) {
 	return guestSSHAs(ctx, ns, "ops", host, command)
@@ -100,25 +115,31 @@ func TestDebianGuest(t *testing.T) {
 	ns := setUp(t, "guest-debian")
 	private, public := sshKey(t)
 	putKey(t, ns, private)
-	ns.Apply(t, seedSecret("debian-seed", public))
+	ns.Apply(t, strings.TrimSpace(seedSecret("debian-seed", public))+staticNetwork)
 	ns.Apply(t, service("debian", 22, 8080))
-	ns.Apply(t, newDebian("debian").grace(180).annotate(map[string]string{"hostname": "named-by-podvirt"}).httpReady(8080).manifest(t))
+	ns.Apply(t, newDebian("debian").grace(180).annotate(map[string]string{
+		"hostname": "named-by-podvirt", "nic.default": "mac=" + staticMAC,
+	}).httpReady(8080).manifest(t))
 	pod := ns.WaitPod(t, "debian", harness.Long, harness.Ready)
 	svc, err := ns.Client.CoreV1().Services(ns.Name).Get(t.Context(), "debian", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 
-	var out string
+	// The addresses of the user's network-config are there beside those of DHCP, and the way out is the Pod network's (VM-150).
+	wants := []string{
+		"ops\n", "named-by-podvirt\n", ns.Name + "/debian", " 10.0.2.2/24 ", " fd10:0:2::2/", " 10.10.10.14/24 ", " fd10:0:5::14/120 ", "default via 10.0.2.1 ",
+	}
 	harness.Eventually(t, harness.Medium, "ssh through the Service", func(ctx context.Context) error {
-		out, err = guestSSH(ctx, ns, svc.Spec.ClusterIP, "id -un; hostname; cloud-init query instance_id; ip -o addr show scope global")
+		out, err := guestSSH(ctx, ns, svc.Spec.ClusterIP,
+			"id -un; hostname; cloud-init query instance_id; ip -o addr show scope global; ip route show default")
+		for _, want := range wants {
+			if err == nil && !strings.Contains(out, want) {
+				err = fmt.Errorf("the guest lacks %q:\n%s", want, out)
+			}
+		}
 		return err
 	})
-	for _, want := range []string{"ops\n", "named-by-podvirt\n", ns.Name + "/debian", "10.0.2.2/24", "fd10:0:2::2/"} {
-		if !strings.Contains(out, want) {
-			t.Errorf("the guest lacks %q:\n%s", want, out)
-		}
-	}
 	t.Run("name of a Service", func(t *testing.T) {
 		got, err := guestSSH(t.Context(), ns, svc.Spec.ClusterIP, "getent hosts kubernetes.default.svc.cluster.local || resolvectl status")
 		if err != nil || !strings.Contains(got, "kubernetes.default") {
