@@ -273,6 +273,9 @@ func TestImportTakesLong(t *testing.T) {
 		}
 		return nil
 	})
+	if running := b.driver.Imports(); len(running) != 1 || running[0].Ratio != 0.75 || running[0].Scheme != "http" || running[0].Bytes != 6<<20 {
+		t.Errorf("running imports are %+v; want one at 0.75", running)
+	}
 	cancel()
 	if err := <-answered; status.Code(err) != codes.Canceled && status.Code(err) != codes.Aborted {
 		t.Errorf("error = %v; want Aborted", err)

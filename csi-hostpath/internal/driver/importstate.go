@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"strconv"
+	"strings"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -197,4 +198,31 @@ func (c *controller) discard(store *volume.Store, v volume.Volume) error {
 		return nil
 	}
 	return store.Discard(v.UUID)
+}
+
+// RunningImport is an import as metrics show it.
+type RunningImport struct {
+	Claim    volume.Claim
+	Scheme   string
+	Bytes    int64   // that came over the network
+	Ratio    float64 // 0 to 1; -1 where the source tells no length
+	Restarts int64
+}
+
+// Imports returns the imports that run.
+func (d *Driver) Imports() []RunningImport {
+	i := d.controller.imports
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	var all []RunningImport
+	for _, f := range i.running {
+		now := f.progress()
+		shown := RunningImport{Claim: f.claim, Bytes: now.Transferred, Ratio: -1, Restarts: f.restartsNow()}
+		shown.Scheme, _, _ = strings.Cut(f.asked.Source, ":")
+		if now.Total > 0 {
+			shown.Ratio = float64(now.Position) / float64(now.Total)
+		}
+		all = append(all, shown)
+	}
+	return all
 }

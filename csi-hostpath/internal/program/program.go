@@ -144,6 +144,7 @@ func serve(ctx context.Context, config Config, hook fault.Hook) error {
 	if err != nil {
 		return err
 	}
+	metrics.FollowImports(csiDriver.Imports)
 	if client != nil {
 		parts = append(parts, func(ctx context.Context) error {
 			if !arrived(ctx, configured) {

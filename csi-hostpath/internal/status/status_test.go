@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"podvirt.dev/csi-hostpath/internal/driver"
 	"podvirt.dev/csi-hostpath/internal/pool"
 	"podvirt.dev/csi-hostpath/internal/volume"
 )
@@ -54,6 +55,13 @@ func TestMetricsAndReadiness(t *testing.T) {
 	if !errors.Is(err, failed) {
 		t.Errorf("Observe = %v; want the error of the call", err)
 	}
+	claim := volume.Claim{Namespace: "shop", Name: "root"}
+	s.FollowImports(func() []driver.RunningImport {
+		return []driver.RunningImport{
+			{Claim: claim, Scheme: "https", Bytes: 4096, Ratio: 0.25, Restarts: 2},
+			{Claim: volume.Claim{Namespace: "shop", Name: "data"}, Scheme: "http", Ratio: -1},
+		}
+	})
 	code, text := get(t, s, "/metrics")
 	if code != http.StatusOK {
 		t.Fatalf("metrics = %d: %s", code, text)
@@ -63,6 +71,10 @@ func TestMetricsAndReadiness(t *testing.T) {
 		`podvirt_pool_ready{pool="b"} 0`, `podvirt_pool_shares_os{pool="b"} 1`,
 		`podvirt_volume_bytes{kind="virtual",namespace="shop",persistentvolumeclaim="root"} 4096`,
 		`podvirt_csi_operations_seconds_count{code="Unknown",method="/csi.v1.Node/NodeStageVolume"} 1`,
+		`podvirt_import_bytes_total{namespace="shop",persistentvolumeclaim="root",scheme="https"} 4096`,
+		`podvirt_import_progress_ratio{namespace="shop",persistentvolumeclaim="root",scheme="https"} 0.25`,
+		`podvirt_import_restarts_total{namespace="shop",persistentvolumeclaim="root",scheme="https"} 2`,
+		`podvirt_import_restarts_total{namespace="shop",persistentvolumeclaim="data",scheme="http"} 0`,
 		`podvirt_component_info{component="csi-hostpath",version="v1"} 1`,
 	} {
 		if !strings.Contains(text, want) {
