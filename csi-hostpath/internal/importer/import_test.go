@@ -386,6 +386,35 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// TestCredentialsStay: user, token and headers go to the host of the source, not to where it redirects (ST-042, ST-049).
+func TestCredentialsStay(t *testing.T) {
+	files := map[string][]byte{"raw": content()}
+	var seen atomic.Pointer[http.Header]
+	elsewhere := listen(t, &site{files: files, before: func(_ http.ResponseWriter, r *http.Request) bool {
+		seen.Store(&r.Header)
+		return false
+	}})
+	for name, secret := range map[string]map[string][]byte{
+		"login": {"username": []byte("me"), "password": []byte("secret")}, "token": {"token": []byte("secret\n")},
+	} {
+		var asked atomic.Int64
+		url := listen(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Header.Get("Authorization") != "" && r.Header.Get("X-Tenant") == "shop" {
+				asked.Add(1)
+			}
+			http.Redirect(w, r, elsewhere+r.URL.Path, http.StatusTemporaryRedirect)
+		}))
+		a := &attempt{url: url + "/raw", options: map[string]string{"headers": "X-Tenant: shop"}, objects: Objects{Secret: secret}}
+		if _, err := a.run(t); err != nil {
+			t.Fatal(err)
+		}
+		a.holds(t)
+		if got := *seen.Load(); asked.Load() != 1 || got.Get("Authorization") != "" || got.Get("X-Tenant") != "" {
+			t.Errorf("%s: %d requests with credentials, elsewhere came %v", name, asked.Load(), got)
+		}
+	}
+}
+
 // TestInsecure: the identity of a server is not verified where that is asked for.
 func TestInsecure(t *testing.T) {
 	files := images(t)
