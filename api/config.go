@@ -43,6 +43,7 @@ type ImportConfig struct {
 	MaxPerNode  int   // 0: 4
 	Memory      int64 // bytes; 0: 256 MiB
 	Insecure    []string
+	CA          string   // ConfigMap of podvirt-system with CAs for all imports
 	Allow, Deny []string // host patterns and CIDRs; Deny is added to what is always denied, a named Allow wins
 	NoLandlock  bool     // require-landlock: off
 }

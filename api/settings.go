@@ -165,7 +165,7 @@ func newConfig(data map[string]string) Config {
 		StoragePools: data["storage.pools"], DefaultClass: data["storage.default-class"],
 		Import: ImportConfig{
 			MaxPerNode: number("storage.import.max-per-node"), Memory: toBytes(data["storage.import.memory"]),
-			Insecure: items(data["storage.import.insecure-registries"]), Allow: items(data["storage.import.allow"]),
+			Insecure: items(data["storage.import.insecure-registries"]), Allow: items(data["storage.import.allow"]), CA: data["storage.import.ca"],
 			Deny: items(data["storage.import.deny"]), NoLandlock: data["storage.import.require-landlock"] == "off",
 		},
 	}

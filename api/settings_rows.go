@@ -153,7 +153,7 @@ func storageSettings() []Setting {
 		{Key: "storage.import.no-proxy", Group: group, Value: text(253).later(""), Commas: true, Default: "environment of the driver",
 			InForce: next,
 			Meaning: "hosts without proxy"},
-		{Key: "storage.import.ca", Group: group, Value: named("ConfigMap").later(""), Default: "none", InForce: next,
+		{Key: "storage.import.ca", Group: group, Value: named("ConfigMap"), Default: "none", InForce: next,
 			Meaning: "further CAs for all imports"},
 		{Key: "storage.import.allow", Group: group, Value: importTargets(), Commas: true, Default: "`*`", InForce: "next connection",
 			Meaning: "where imports may go"},

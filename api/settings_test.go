@@ -13,6 +13,7 @@ func TestParseConfig(t *testing.T) {
 		"devices.capacity.kvm": "10", "devices.capacity.kvm.node.n1": "0", "storage.pools": "- {name: a, path: /var/lib/podvirt/a}\n",
 		"verbosity.launcher": "5", "storage.import.allow": "10.96.0.10/32, *.mirror.lab,fd00::/8", "storage.import.max-per-node": "2",
 		"storage.import.memory": "128Mi", "storage.import.require-landlock": "off", "storage.import.insecure-registries": "registry.lab:5000",
+		"storage.import.ca": "lab-ca",
 	})
 	if err := errs.Err(); err != nil {
 		t.Fatal(err)
@@ -24,7 +25,7 @@ func TestParseConfig(t *testing.T) {
 		Verbosity: map[string]int{"launcher": 5}, Network: NetworkConfig{AllowedBindings: []Binding{BindingMasquerade, BindingNone}},
 		DeviceCapacity: map[string]int{"kvm": 10, "kvm.node.n1": 0}, StoragePools: "- {name: a, path: /var/lib/podvirt/a}\n",
 		Import: ImportConfig{
-			MaxPerNode: 2, Memory: 128 << 20, Insecure: []string{"registry.lab:5000"}, NoLandlock: true,
+			MaxPerNode: 2, Memory: 128 << 20, Insecure: []string{"registry.lab:5000"}, NoLandlock: true, CA: "lab-ca",
 			Allow: []string{"10.96.0.10/32", "*.mirror.lab", "fd00::/8"},
 		},
 	}

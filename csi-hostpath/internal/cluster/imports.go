@@ -33,39 +33,64 @@ const stateTimeout = 10 * time.Second
 // a RoleBinding of its namespace lets it (ST-049).
 func (c *Client) ImportObjects(ctx context.Context, claim volume.Claim, asked *api.Import) (importer.Objects, error) {
 	var objects importer.Objects
-	core := c.kube.CoreV1()
+	var err error
+	if shared := c.sharedCA(); shared != "" {
+		if objects.Shared, err = c.certificates(ctx, "data.storage.import.ca", api.SystemNamespace, shared); err != nil {
+			return objects, err
+		}
+	}
 	if asked.CA != "" {
-		found, err := core.ConfigMaps(claim.Namespace).Get(ctx, asked.CA, metav1.GetOptions{})
-		if err != nil {
-			return objects, objectError(api.KeyImportCA, asked.CA, "ConfigMap "+claim.Namespace+"/"+asked.CA, err)
-		}
-		objects.CA = maps.Clone(found.Data)
-		if objects.CA == nil {
-			objects.CA = map[string]string{}
-		}
-		if text := objects.Check(); text != "" {
-			return objects, fmt.Errorf("%s: %q: %s", api.KeyImportCA, asked.CA, text)
+		if objects.CA, err = c.certificates(ctx, api.KeyImportCA, claim.Namespace, asked.CA); err != nil {
+			return objects, err
 		}
 	}
 	if asked.Secret != "" {
-		name := claim.Namespace + "/" + asked.Secret
-		found, err := core.Secrets(claim.Namespace).Get(ctx, asked.Secret, metav1.GetOptions{})
-		if apierrors.IsForbidden(err) {
-			return objects, fmt.Errorf("%s: %q: no permission to read Secret %s; grant it with: kubectl vm import grant %s",
-				api.KeyImportSecret, asked.Secret, name, asked.Secret)
-		}
-		if err != nil {
-			return objects, objectError(api.KeyImportSecret, asked.Secret, "Secret "+name, err)
-		}
-		objects.Secret = maps.Clone(found.Data)
-		if objects.Secret == nil {
-			objects.Secret = map[string][]byte{}
-		}
-		if text := objects.Check(); text != "" {
-			return objects, fmt.Errorf("%s: %q: %s", api.KeyImportSecret, asked.Secret, text)
-		}
+		objects.Secret, err = c.secret(ctx, claim.Namespace, asked.Secret)
 	}
-	return objects, nil
+	return objects, err
+}
+
+// sharedCA is the ConfigMap with CAs for everybody.
+func (c *Client) sharedCA() string {
+	c.imports.mu.Lock()
+	defer c.imports.mu.Unlock()
+	return c.imports.settings.CA
+}
+
+// certificates reads a ConfigMap that a key names.
+func (c *Client) certificates(ctx context.Context, key, namespace, name string) (map[string]string, error) {
+	found, err := c.kube.CoreV1().ConfigMaps(namespace).Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return nil, objectError(key, name, "ConfigMap "+namespace+"/"+name, err)
+	}
+	data := maps.Clone(found.Data)
+	if data == nil {
+		data = map[string]string{}
+	}
+	if text := (importer.Objects{CA: data}).Check(); text != "" {
+		return nil, fmt.Errorf("%s: %q: %s", key, name, text)
+	}
+	return data, nil
+}
+
+// secret reads the Secret that a claim names.
+func (c *Client) secret(ctx context.Context, namespace, name string) (map[string][]byte, error) {
+	full := namespace + "/" + name
+	found, err := c.kube.CoreV1().Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsForbidden(err) {
+		return nil, fmt.Errorf("%s: %q: no permission to read Secret %s; grant it with: kubectl vm import grant %s", api.KeyImportSecret, name, full, name)
+	}
+	if err != nil {
+		return nil, objectError(api.KeyImportSecret, name, "Secret "+full, err)
+	}
+	data := maps.Clone(found.Data)
+	if data == nil {
+		data = map[string][]byte{}
+	}
+	if text := (importer.Objects{Secret: data}).Check(); text != "" {
+		return nil, fmt.Errorf("%s: %q: %s", api.KeyImportSecret, name, text)
+	}
+	return data, nil
 }
 
 func objectError(key, value, object string, err error) error {

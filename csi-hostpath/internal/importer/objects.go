@@ -18,6 +18,7 @@ const systemRoots = "/etc/ssl/certs/ca-certificates.crt"
 // Objects are what the annotations of a claim name.
 type Objects struct {
 	CA     map[string]string // data of the ConfigMap; nil: none is named
+	Shared map[string]string // data of storage.import.ca
 	Secret map[string][]byte // data of the Secret; nil: none is named
 }
 
@@ -50,8 +51,10 @@ func (o Objects) fill(j *job) ([]byte, error) {
 		return nil, err
 	}
 	j.Roots = roots
-	for _, text := range o.CA {
-		j.Roots = append(append(j.Roots, '\n'), text...)
+	for _, more := range []map[string]string{o.CA, o.Shared} {
+		for _, text := range more {
+			j.Roots = append(append(j.Roots, '\n'), text...)
+		}
 	}
 	j.User, j.Password = string(o.Secret["username"]), string(o.Secret["password"])
 	if config := o.Secret[dockerConfig]; len(config) > 0 {
