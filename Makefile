@@ -162,6 +162,11 @@ test-storage: images ## what make test has no time for: pools of every kind, VMs
 	PODVIRT_LONG=1 $(GOTEST) -v -timeout=60m \
 		-run='^(TestPools|TestClassAndReclaim|TestAccessModes|TestOneDiskManyReaders|TestOneWriter|TestHostilePod|TestSnapshots|TestFrozenSnapshot)$$' ./test/cluster/suite
 
+.PHONY: test-controller
+test-controller: images ## the life of a guest in conditions and Events, the controller killed, Pods and claims that it frees (3 minutes)
+	@$(LOCAL) install
+	PODVIRT_LONG=1 $(GOTEST) -v -timeout=30m -run='^(TestController|TestMadeAgain|TestGoneNode)$$' ./test/cluster/suite
+
 .PHONY: test-network
 test-network: images ## what make test has no time for: the CNI plugin taken off the nodes and put back, refusals of the node, 1 GiB by port-forward, further networks by Multus (6 minutes)
 	@$(LOCAL) install

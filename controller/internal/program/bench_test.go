@@ -82,7 +82,7 @@ func (b *bench) start(identity string) *instance {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	o.patience, o.silence = time.Second, time.Second
+	o.patience, o.silence = time.Second, 3*time.Second // not that of a machine that is busy
 	ctx, cancel := context.WithCancel(b.t.Context())
 	var log lockedBuffer
 	done := make(chan error, 1)
