@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 
 	"k8s.io/klog/v2"
@@ -25,6 +26,7 @@ type network struct {
 	found   []nics.NIC
 	serving map[string]bool // by service tap
 	proxied bool            // the Pod's loopback is carried to the guest
+	told    bool            // that the kernel carries no packets
 }
 
 func newNetwork() *network { return &network{serving: map[string]bool{}} }
@@ -57,7 +59,20 @@ func (n *network) connect(ctx context.Context, vm api.Machine) ([]domain.NIC, er
 		return nil, err
 	}
 	n.carryLoopback(ctx, found)
-	return guestNICs(vm, found), nil
+	list := guestNICs(vm, found)
+	n.tellSlow(ctx, list)
+	return list, nil
+}
+
+// tellSlow says, once, that the kernel does not carry the packets of NICs that would like it (DP-003).
+func (n *network) tellSlow(ctx context.Context, list []domain.NIC) {
+	slow := slices.ContainsFunc(list, func(nic domain.NIC) bool {
+		return !nic.Vhost && nic.Options.Vhost != "off" && (nic.Options.Model == "" || nic.Options.Model == "virtio")
+	})
+	if slow && !n.told {
+		n.told = true
+		klog.FromContext(ctx).Info("the container has no /dev/vhost-net: QEMU carries the packets, which is slower")
+	}
 }
 
 // carryLoopback serves, once, what the Pod's own loopback asks of a masqueraded guest: kubectl port-forward, sidecars
