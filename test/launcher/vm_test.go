@@ -97,12 +97,7 @@ type world struct {
 	tiny string // disk of the tiny guest
 }
 
-var theWorld = sync.OnceValues(func() (world, error) {
-	if inGuest() {
-		return guestWorld()
-	}
-	return makeWorld()
-})
+var theWorld = sync.OnceValues(makeWorld)
 
 func cache() string {
 	if dir := os.Getenv("PODVIRT_CACHE"); dir != "" {

@@ -11,9 +11,6 @@ const (
 	ModuleIndex = "modules/index.json"
 )
 
-// AllShares is the 9p file system of the whole image cache.
-const AllShares = "images"
-
 // Serial ports. The program's output has one of its own, so that messages of the kernel never come between.
 const (
 	ConsolePort = "ttyS0"

@@ -14,7 +14,7 @@ import (
 //	program=FOLDER    a static program of this repository, in /bin
 //	launcher=FOLDER   one that opens libvirt and so needs the C library of its image
 //	tool=NAME         a pinned program of test/programs, which make programs has built
-//	share=NAME        a directory of the image cache as 9p file system NAME, where it is there; images: the whole cache
+//	share=NAME        a directory of the image cache as 9p file system NAME, where it is there
 //	qemu=launcher     the machine runs by the QEMU of the launcher's image, which has more devices than an older Debian's
 type request struct {
 	modules, programs, dynamic, tools, shares []string

@@ -129,11 +129,7 @@ func (r *runner) machine(ctx context.Context) (*vm.Machine, error) {
 		vm.Serial(r.consoleWriter()), vm.Serial(r.std.Out), vm.Serial(&r.result),
 	}
 	for _, name := range asked.shares {
-		from := filepath.Join(parts, name)
-		if name == job.AllShares {
-			from = parts
-		}
-		if dir, err := filepath.EvalSymlinks(from); err == nil {
+		if dir, err := filepath.EvalSymlinks(filepath.Join(parts, name)); err == nil {
 			all = append(all, vm.Share(name, dir))
 		}
 	}
