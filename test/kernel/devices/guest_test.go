@@ -33,7 +33,7 @@ func TestContainers(t *testing.T) {
 	t.Run("forged variable", func(t *testing.T) { n.forged(t, root) })
 }
 
-// facts says that guests run under KVM here. The launcher would find it out in a few minutes.
+// facts says that guests run under KVM here, in place of the launcher, to whose probe an emulated KVM is silent.
 func (n *node) facts(t *testing.T) {
 	t.Helper()
 	facts := contract.CPUFacts{
