@@ -148,7 +148,7 @@ func (i *imports) prepare(ctx context.Context, claim volume.Claim, annotations m
 	}
 	f := &filling{all: i, claim: claim, asked: asked, digest: digestOf(annotations), phase: phasePending}
 	if text := i.known(f); text != "" {
-		return nil, invalid(errors.New(text))
+		return nil, importRefusal(text)
 	}
 	var err error
 	if f.settings, err = i.claims.ImportSettings(ctx); err != nil {
@@ -231,8 +231,17 @@ func (i *imports) refuse(ctx context.Context, claim volume.Claim, digest, reason
 			Populated:   "False", Reason: reason, Message: text, Event: cmp.Or(event, "ImportFailed"), Warning: true,
 		})
 	}
-	return invalid(errors.New(text))
+	return importRefusal(text)
 }
+
+// importRefusal is an error for the owner of a claim, whose text stands alone. It is errImport.
+type importRefusal string
+
+// Error returns the text.
+func (r importRefusal) Error() string { return string(r) }
+
+// Is makes a refusal errImport.
+func (importRefusal) Is(target error) bool { return target == errImport }
 
 // enter waits for its turn.
 func (i *imports) enter(ctx context.Context, most int) error {
