@@ -78,7 +78,35 @@ func TestLiveness(t *testing.T) {
 			}
 		})
 	}
-	ns.WaitPod(t, "mute", harness.Medium, harness.Ready)
+	t.Run("hard power-off", func(t *testing.T) { checkHardOff(t, ns, ns.WaitPod(t, "mute", harness.Medium, harness.Ready)) })
+}
+
+// checkHardOff: the verb returns when QEMU is gone, and the Pod is still there: a second writer cannot have started (VM-113).
+func checkHardOff(t *testing.T, ns *harness.Namespace, pod *corev1.Pod) {
+	t.Helper()
+	qemu := vmProcesses(t, ns, pod)["qemu-system-x86"]
+	before := terminated(pod).FinishedAt // of the container before this one
+	result, err := ns.TryExec(t.Context(), pod.Name, api.ContainerName, nil, "launcher", "ctl", "poweroff")
+	left := ns.OnNode(t, pod.Spec.NodeName, "sh", "-c", fmt.Sprintf("cat /proc/%d/comm 2>/dev/null || true", qemu))
+	if err != nil || result.Code != 0 { // the container may end before exec has brought the answer
+		t.Logf("launcher ctl poweroff: %+v, %v", result, err)
+	} else if qemu == 0 || strings.Contains(left, "qemu-system") {
+		t.Errorf("QEMU %d runs after the power-off: %q", qemu, left)
+	}
+	now := ns.WaitPod(t, pod.Name, harness.Medium, func(pod *corev1.Pod) error {
+		if end := terminated(pod); end.FinishedAt.Equal(&before) {
+			return errors.New("not ended")
+		}
+		return nil
+	})
+	if end := terminated(now); end.ExitCode != int32(api.ReasonDestroyed.ExitCode()) || !strings.HasPrefix(end.Message, "Destroyed: ") {
+		t.Errorf("end of the container: code %d, %q; want 25", end.ExitCode, end.Message)
+	} else {
+		t.Log(end.Message)
+	}
+	if now.UID != pod.UID || now.DeletionTimestamp != nil {
+		t.Error("the Pod went before QEMU")
+	}
 }
 
 // previousLog is the log of the container that ran before.
