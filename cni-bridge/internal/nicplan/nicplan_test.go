@@ -205,7 +205,7 @@ func FuzzParse(f *testing.F) {
 				t.Errorf("%q=%q gives %+v", key, value, nics)
 			}
 		}
-		if took := time.Since(began); took > time.Second {
+		if took := time.Since(began); took > 10*time.Second {
 			t.Errorf("%q=%q took %s", key, value, took)
 		}
 	})
