@@ -56,7 +56,7 @@ func (s *shell) ask(command string) string {
 	s.typeLine("echo begin-" + word + "; " + command + "\necho end-" + word)
 	s.out.wait(s.v.t, answer.String(), 1)
 	text := strings.ReplaceAll(answer.FindStringSubmatch(s.out.String())[1], "\r", "")
-	return strings.TrimSpace(regexp.MustCompile(`podvirt-tiny: .*\n`).ReplaceAllString(text, ""))
+	return strings.TrimSpace(regexp.MustCompile(`(?:podvirt-tiny|insmod): .*\n`).ReplaceAllString(text, ""))
 }
 
 // await asks until the answer matches.
