@@ -275,7 +275,8 @@ func deletePod(t *testing.T, ns *harness.Namespace, name string) {
 	})
 }
 
-// vmProcesses returns the processes of a VM's container by program name, seen from its node.
+// vmProcesses returns the processes of a VM's container by program name, seen from its node; the oldest where launcher ctl
+// runs beside the launcher.
 func vmProcesses(t *testing.T, ns *harness.Namespace, pod *corev1.Pod) map[string]int {
 	t.Helper()
 	out := ns.OnNode(t, pod.Spec.NodeName, "sh", "-c",
@@ -284,7 +285,7 @@ func vmProcesses(t *testing.T, ns *harness.Namespace, pod *corev1.Pod) map[strin
 	for line := range strings.Lines(out) {
 		var pid int
 		var name string
-		if _, err := fmt.Sscan(line, &pid, &name); err == nil {
+		if _, err := fmt.Sscan(line, &pid, &name); err == nil && (found[name] == 0 || pid < found[name]) {
 			found[name] = pid
 		}
 	}
