@@ -152,7 +152,7 @@ func newPool(t *testing.T, fsType string) testPool {
 	}
 	run(t, "mkfs."+fsType, "-q", image)
 	run(t, "mount", "-o", "loop", image, path)
-	t.Cleanup(func() { run(t, "umount", path) })
+	t.Cleanup(func() { run(t, "umount", "--lazy", path) }) // whoever looks at all file systems keeps each busy for a moment
 	return testPool{dir: dir, path: path}
 }
 

@@ -15,7 +15,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
-	"podvirt.dev/csi-hostpath/internal/mounts"
 	"podvirt.dev/csi-hostpath/internal/pool"
 	"podvirt.dev/csi-hostpath/internal/poolconfig"
 	"podvirt.dev/csi-hostpath/internal/pooltest"
@@ -51,9 +50,7 @@ func newBench(t testing.TB, fsType string) *bench {
 	b := &bench{t: t, dir: pooltest.FileSystem(t, fsType, 64<<30), paths: t.TempDir(), claims: fakeClaims{}}
 	t.Cleanup(func() {
 		b.stop()
-		if err := mounts.UnmountTree(b.paths); err != nil {
-			t.Error(err)
-		}
+		pooltest.Unmount(t, b.paths)
 	})
 	b.start()
 	return b

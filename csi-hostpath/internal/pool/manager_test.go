@@ -215,7 +215,7 @@ func TestRetiredPoolIsLetGo(t *testing.T) {
 	cancel()
 	<-done
 	m.Apply(t.Context(), nil)
-	pooltest.Run(t, "umount", dir)
+	pooltest.Unmount(t, dir)
 }
 
 // TestPoolsComeAndGo: a pool taken out of the configuration keeps its volumes usable, also over a restart, a pool whose

@@ -62,12 +62,32 @@ func FileSystemWithImage(t testing.TB, fsType string, size int64) (dir, image st
 	}
 	Run(t, "mkfs."+fsType, "-q", image)
 	Run(t, "mount", "-o", "loop", image, dir)
-	t.Cleanup(func() {
-		if err := mounts.UnmountTree(dir); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { Unmount(t, dir) })
 	return dir, image
+}
+
+// Unmount unmounts what is at a directory and below it. Whoever looks at all file systems of the machine, as df and kubelets
+// do, keeps each busy for a moment, so that it is tried for a while.
+func Unmount(t testing.TB, dir string) {
+	t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	patience := time.After(10 * time.Second)
+	for {
+		err := mounts.UnmountTree(dir)
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+			if errors.Is(err, syscall.EBUSY) {
+				continue
+			}
+		case <-patience:
+		}
+		t.Error(err)
+		return
+	}
 }
 
 // Run runs a program that must succeed.

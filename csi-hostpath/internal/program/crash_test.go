@@ -24,7 +24,6 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
-	"podvirt.dev/csi-hostpath/internal/mounts"
 	"podvirt.dev/csi-hostpath/internal/pooltest"
 	"podvirt.dev/internal/cli"
 )
@@ -82,9 +81,7 @@ func newProcess(t *testing.T, pool string) *process {
 	p := &process{t: t, pool: pool, dir: dir, log: log}
 	t.Cleanup(func() {
 		p.kill()
-		if err := mounts.UnmountTree(dir); err != nil {
-			t.Error(err)
-		}
+		pooltest.Unmount(t, dir)
 		if text, err := os.ReadFile(log.Name()); err == nil && t.Failed() {
 			t.Logf("log of the driver:\n%s", text)
 		}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"podvirt.dev/csi-hostpath/internal/mounts"
+	"podvirt.dev/csi-hostpath/internal/pooltest"
 	"podvirt.dev/internal/cli"
 	"podvirt.dev/internal/require"
 )
@@ -51,11 +52,7 @@ func TestClearScratch(t *testing.T) {
 	if err := mounts.Tmpfs("scratch", dir); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := mounts.UnmountTree(dir); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Cleanup(func() { pooltest.Unmount(t, dir) })
 	if err := errors.Join(os.Mkdir(left, 0o700), mounts.Tmpfs("left", left), clearScratch(dir)); err != nil {
 		t.Fatal(err)
 	}

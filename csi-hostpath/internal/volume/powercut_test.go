@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"podvirt.dev/csi-hostpath/internal/filesystem"
-	"podvirt.dev/csi-hostpath/internal/mounts"
 	"podvirt.dev/csi-hostpath/internal/pooltest"
 )
 
@@ -90,9 +89,7 @@ func (c cut) check(t *testing.T, fsType string) {
 	}
 	pooltest.Run(t, "mount", "-o", options, c.image, dir)
 	t.Cleanup(func() {
-		if err := mounts.UnmountTree(dir); err != nil {
-			t.Error(err)
-		}
+		pooltest.Unmount(t, dir)
 		if err := os.Remove(c.image); err != nil {
 			t.Error(err)
 		}
@@ -136,11 +133,7 @@ func expectWhole(t *testing.T, volume Volume) {
 			t.Errorf("volume %s: %v", volume.Name, err)
 			return
 		}
-		defer func() {
-			if err := mounts.Unmount(at); err != nil {
-				t.Error(err)
-			}
-		}()
+		defer pooltest.Unmount(t, at)
 		if volume.Content == ContentFiles {
 			return
 		}
