@@ -305,6 +305,12 @@ func (f *fleet) mistakes() {
 	if _, err := f.client.SchedulingV1().PriorityClasses().Create(f.Context(), class, metav1.CreateOptions{}); err != nil {
 		f.Fatal(err)
 	}
+	await(f.T, "admission to know the PriorityClass", func() bool {
+		probe := newPod("probe", map[string]string{api.KeyMemory: "64Mi"})
+		probe.Spec.PriorityClassName = class.Name
+		_, err := f.client.CoreV1().Pods("shop").Create(f.Context(), probe, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}})
+		return err == nil
+	})
 	f.create(vm{name: "wrong", priority: "high", annotations: map[string]string{
 		api.KeyCPUModel: "epyc", api.KeyCPUFeatures: "aes=need", api.KeyFirmware: "efi",
 	}})
