@@ -95,8 +95,8 @@ func TestTheKubeletFindsEveryResource(t *testing.T) {
 	board.Publish([]device.Resource{units("kvm", 1000), units("tun", 0)})
 	m, r, stop := startPlugin(t, dir, uid1, board)
 
-	kubelettest.Eventually(t, 2*time.Second, "both registered", func() bool { return k.Healthy(kvm) == 1000 && k.Healthy(tun) == 0 })
-	kubelettest.Eventually(t, time.Second, "the manager knows", func() bool { return len(m.Unregistered()) == 0 })
+	kubelettest.Eventually(t, 30*time.Second, "both registered", func() bool { return k.Healthy(kvm) == 1000 && k.Healthy(tun) == 0 })
+	kubelettest.Eventually(t, 30*time.Second, "the manager knows", func() bool { return len(m.Unregistered()) == 0 })
 	if r.of(kvm) != "registered" {
 		t.Errorf("registrations = %q; want one", r.of(kvm))
 	}
@@ -119,7 +119,7 @@ func TestListAndWatchSendsOnlyChanges(t *testing.T) {
 	board := device.NewBoard()
 	board.Publish([]device.Resource{units("kvm", 5), units("tun", 3)})
 	startPlugin(t, dir, uid1, board)
-	kubelettest.Eventually(t, 2*time.Second, "registered", func() bool { return k.Healthy(kvm) == 5 && k.Healthy(tun) == 3 })
+	kubelettest.Eventually(t, 30*time.Second, "registered", func() bool { return k.Healthy(kvm) == 5 && k.Healthy(tun) == 3 })
 
 	for range 50 {
 		board.Publish([]device.Resource{units("kvm", 5), units("tun", 3)})
@@ -127,7 +127,7 @@ func TestListAndWatchSendsOnlyChanges(t *testing.T) {
 	more := units("kvm", 10)
 	more.Units[9].Reason = "gone"
 	board.Publish([]device.Resource{more, units("tun", 3)})
-	kubelettest.Eventually(t, 2*time.Second, "the change arrived", func() bool { return k.Healthy(kvm) == 9 })
+	kubelettest.Eventually(t, 30*time.Second, "the change arrived", func() bool { return k.Healthy(kvm) == 9 })
 
 	messages, _, _ := k.Count(kvm)
 	untouched, _, _ := k.Count(tun)
@@ -143,7 +143,7 @@ func TestFlappingCostsOneMessageASecond(t *testing.T) {
 	board := device.NewBoard()
 	board.Publish([]device.Resource{units("kvm", 1)})
 	startPlugin(t, dir, uid1, board)
-	kubelettest.Eventually(t, 2*time.Second, "registered", func() bool { return k.Healthy(kvm) == 1 })
+	kubelettest.Eventually(t, 30*time.Second, "registered", func() bool { return k.Healthy(kvm) == 1 })
 	for i := range 100 {
 		flapping := units("kvm", 1)
 		if i%2 == 0 {
@@ -153,7 +153,7 @@ func TestFlappingCostsOneMessageASecond(t *testing.T) {
 	}
 	last := units("kvm", 2)
 	board.Publish([]device.Resource{last})
-	kubelettest.Eventually(t, 2*time.Second, "the last state arrived", func() bool { return k.Healthy(kvm) == 2 })
+	kubelettest.Eventually(t, 30*time.Second, "the last state arrived", func() bool { return k.Healthy(kvm) == 2 })
 	if messages, _, _ := k.Count(kvm); messages > 3 {
 		t.Errorf("%d messages for 100 changes; want at most 3", messages)
 	}
@@ -165,12 +165,12 @@ func TestResourcesComeAndGo(t *testing.T) {
 	board := device.NewBoard()
 	board.Publish([]device.Resource{units("kvm", 1)})
 	_, _, _ = startPlugin(t, dir, uid1, board)
-	kubelettest.Eventually(t, 2*time.Second, "kvm", func() bool { return k.Healthy(kvm) == 1 })
+	kubelettest.Eventually(t, 30*time.Second, "kvm", func() bool { return k.Healthy(kvm) == 1 })
 
 	board.Publish([]device.Resource{units("kvm", 1), units("tun", 1)})
-	kubelettest.Eventually(t, 2*time.Second, "tun", func() bool { return k.Healthy(tun) == 1 })
+	kubelettest.Eventually(t, 30*time.Second, "tun", func() bool { return k.Healthy(tun) == 1 })
 	board.Publish([]device.Resource{units("tun", 1)})
-	kubelettest.Eventually(t, 2*time.Second, "kvm gone", func() bool { return k.Healthy(kvm) == 0 && len(ownSockets(t, dir)) == 1 })
+	kubelettest.Eventually(t, 30*time.Second, "kvm gone", func() bool { return k.Healthy(kvm) == 0 && len(ownSockets(t, dir)) == 1 })
 	if messages, _, _ := k.Count(tun); messages != 1 {
 		t.Errorf("%d messages for tun; want 1", messages)
 	}
@@ -183,7 +183,7 @@ func TestKubeletRestartLosesNothing(t *testing.T) {
 	m, r, _ := startPlugin(t, dir, uid1, board)
 	for round := range 20 {
 		k, stop := kubelettest.Start(t, dir, "")
-		kubelettest.Eventually(t, 3*time.Second, fmt.Sprintf("capacity in round %d", round), func() bool {
+		kubelettest.Eventually(t, 30*time.Second, fmt.Sprintf("capacity in round %d", round), func() bool {
 			return k.Healthy(kvm) == 1000 && k.Healthy(tun) == 1000
 		})
 		answer, err := k.Allocate(t.Context(), kvm, "kvm-17")
@@ -206,7 +206,7 @@ func TestDeletedSocketsAreRemade(t *testing.T) {
 	board := device.NewBoard()
 	board.Publish([]device.Resource{units("kvm", 7), units("tun", 7)})
 	_, r, _ := startPlugin(t, dir, uid1, board)
-	kubelettest.Eventually(t, 2*time.Second, "registered", func() bool { return k.Healthy(kvm) == 7 && k.Healthy(tun) == 7 })
+	kubelettest.Eventually(t, 30*time.Second, "registered", func() bool { return k.Healthy(kvm) == 7 && k.Healthy(tun) == 7 })
 	for round := range 5 {
 		for _, socket := range ownSockets(t, dir) {
 			if err := os.Remove(socket); err != nil {
@@ -214,7 +214,7 @@ func TestDeletedSocketsAreRemade(t *testing.T) {
 			}
 		}
 		want := "registered" + strings.Repeat(" again", round+1)
-		kubelettest.Eventually(t, 2*time.Second, "registered again", func() bool {
+		kubelettest.Eventually(t, 30*time.Second, "registered again", func() bool {
 			return len(ownSockets(t, dir)) == 2 && r.of(kvm) == want && r.of(tun) == want && k.Healthy(kvm) == 7 && k.Healthy(tun) == 7
 		})
 	}
@@ -227,19 +227,19 @@ func TestUpgradeNeverLowersTheCapacity(t *testing.T) {
 	oldBoard, newBoard := device.NewBoard(), device.NewBoard()
 	oldBoard.Publish([]device.Resource{units("kvm", 100)})
 	_, _, stopOld := startPlugin(t, dir, uid1, oldBoard)
-	kubelettest.Eventually(t, 2*time.Second, "the old one", func() bool { return k.Healthy(kvm) == 100 })
+	kubelettest.Eventually(t, 30*time.Second, "the old one", func() bool { return k.Healthy(kvm) == 100 })
 
 	next, _, _ := startPlugin(t, dir, uid2, newBoard) // it knows nothing of KVM yet and so it says nothing
 	if missing := next.Unregistered(); len(missing) != 0 {
 		t.Errorf("unregistered = %q; want nothing while nothing is on the board", missing)
 	}
 	newBoard.Publish([]device.Resource{units("kvm", 100)})
-	kubelettest.Eventually(t, 2*time.Second, "two endpoints", func() bool {
+	kubelettest.Eventually(t, 30*time.Second, "two endpoints", func() bool {
 		messages, _, endpoints := k.Count(kvm)
 		return endpoints == 2 && messages == 2 && len(next.Unregistered()) == 0
 	})
 	stopOld()
-	kubelettest.Eventually(t, 2*time.Second, "one endpoint", func() bool { _, _, endpoints := k.Count(kvm); return endpoints == 1 })
+	kubelettest.Eventually(t, 30*time.Second, "one endpoint", func() bool { _, _, endpoints := k.Count(kvm); return endpoints == 1 })
 	if _, minimum, _ := k.Count(kvm); minimum != 100 {
 		t.Errorf("lowest capacity seen = %d; want 100", minimum)
 	}
@@ -262,7 +262,7 @@ func TestSocketsOfDeadPodsAreRemovedAndLivingOnesStay(t *testing.T) {
 	defer other.Close()
 
 	startPlugin(t, dir, uid1, device.NewBoard())
-	kubelettest.Eventually(t, time.Second, "the dead socket is gone", func() bool {
+	kubelettest.Eventually(t, 30*time.Second, "the dead socket is gone", func() bool {
 		_, err := os.Lstat(dead)
 		return errors.Is(err, fs.ErrNotExist)
 	})
@@ -277,7 +277,7 @@ func TestRefusedResourceIsSaidAndTriedAgain(t *testing.T) {
 	board := device.NewBoard()
 	board.Publish([]device.Resource{units("kvm", 1), units("tun", 1)})
 	m, r, _ := startPlugin(t, dir, uid1, board)
-	kubelettest.Eventually(t, 2*time.Second, "refused twice", func() bool {
+	kubelettest.Eventually(t, 30*time.Second, "refused twice", func() bool {
 		return strings.HasPrefix(r.of(kvm), "refused refused") && cmp.Equal(m.Unregistered(), []string{kvm})
 	})
 }
@@ -295,7 +295,7 @@ func TestAllocate(t *testing.T) {
 	board := device.NewBoard()
 	board.Publish([]device.Resource{vsock})
 	_, r, _ := startPlugin(t, dir, uid1, board)
-	kubelettest.Eventually(t, 2*time.Second, "registered", func() bool { return k.Healthy(vsock.Name) == 2 })
+	kubelettest.Eventually(t, 30*time.Second, "registered", func() bool { return k.Healthy(vsock.Name) == 2 })
 
 	for _, ids := range [][]string{{"a", "b"}, {"b", "a"}} {
 		got, err := k.Allocate(t.Context(), vsock.Name, ids...)
@@ -323,7 +323,7 @@ func TestAllocateIsFastWhenManyPodsStart(t *testing.T) {
 	board := device.NewBoard()
 	board.Publish([]device.Resource{units("kvm", 1000)})
 	startPlugin(t, dir, uid1, board)
-	kubelettest.Eventually(t, 2*time.Second, "registered", func() bool { return k.Healthy(kvm) == 1000 })
+	kubelettest.Eventually(t, 30*time.Second, "registered", func() bool { return k.Healthy(kvm) == 1000 })
 	var wg sync.WaitGroup
 	errs := make(chan error, 100)
 	start := time.Now()
