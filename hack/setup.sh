@@ -21,7 +21,7 @@ done
 if [ -n "$missing" ]; then
   echo "installing:$missing"
   export DEBIAN_FRONTEND=noninteractive
-  apt-get -q -o DPkg::Lock::Timeout=300 update
+  apt-get -q -o DPkg::Lock::Timeout=300 -o APT::Update::Error-Mode=any update
   # shellcheck disable=SC2086 # one word per package
   apt-get -q -y -o DPkg::Lock::Timeout=300 install --no-install-recommends $missing
 fi
