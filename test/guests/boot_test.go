@@ -11,11 +11,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"podvirt.dev/internal/require"
+	"podvirt.dev/internal/transcript"
 )
 
 // guest is a running QEMU with one of our disks.
@@ -36,7 +36,7 @@ func boot(t *testing.T, name string, args ...string) *guest {
 	dir := t.TempDir()
 	overlay := filepath.Join(dir, "overlay.qcow2")
 	run(t, "qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", base, overlay)
-	g := &guest{console: newConsole(), monitor: filepath.Join(dir, "monitor"), http: freePort(t), exited: make(chan error, 1)}
+	g := &guest{console: &console{}, monitor: filepath.Join(dir, "monitor"), http: freePort(t), exited: make(chan error, 1)}
 	all := append([]string{
 		"-nodefaults", "-display", "none", "-machine", "q35", "-accel", "tcg,thread=multi", "-m", "1024", "-smp", "2",
 		"-serial", "stdio", "-monitor", "unix:" + g.monitor + ",server,nowait",
@@ -177,44 +177,20 @@ func fetch(ctx context.Context, method, url, body string) (string, error) {
 	return string(content), err
 }
 
-// console collects what a guest writes and tells who waits for a text.
-type console struct {
-	mu      sync.Mutex
-	text    strings.Builder
-	changed chan struct{}
-}
-
-func newConsole() *console { return &console{changed: make(chan struct{})} }
-
-// Write implements io.Writer.
-func (c *console) Write(p []byte) (int, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	close(c.changed)
-	c.changed = make(chan struct{})
-	return c.text.Write(p)
-}
-
-// String is all that was written.
-func (c *console) String() string {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.text.String()
-}
+// console is what a guest wrote.
+type console struct{ transcript.Transcript }
 
 // await waits until the text was written after the first from bytes, and returns where it ends.
 func (c *console) await(t *testing.T, from int, text string, limit time.Duration) int {
 	t.Helper()
 	timeout := time.After(limit)
 	for {
-		c.mu.Lock()
-		all, changed := c.text.String(), c.changed
-		c.mu.Unlock()
+		all, more := c.Follow()
 		if at := strings.Index(all[from:], text); at >= 0 {
 			return from + at + len(text)
 		}
 		select {
-		case <-changed:
+		case <-more:
 		case <-timeout:
 			t.Fatalf("the console does not say %q within %v", text, limit)
 		}

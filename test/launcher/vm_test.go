@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"podvirt.dev/internal/require"
+	"podvirt.dev/internal/transcript"
 )
 
 // TestMain becomes a container where it is asked to.
@@ -275,7 +276,7 @@ func (v *vm) run() {
 		v.t.Fatal(err)
 	}
 	cmd, ended := exec.Command(os.Args[0]), make(chan struct{})
-	v.cmd, v.out, v.log, v.ended = cmd, newRecord(), newRecord(), ended
+	v.cmd, v.out, v.log, v.ended = cmd, &record{}, &record{}, ended
 	cmd.Env = []string{containerEnv + "=" + string(spec)}
 	cmd.Stdout, cmd.Stderr = v.out, v.log
 	cmd.SysProcAttr = &syscall.SysProcAttr{
@@ -417,42 +418,20 @@ func (v *vm) says(pattern string, n int) {
 	}
 }
 
-// record keeps what a process writes.
-type record struct {
-	mu      sync.Mutex
-	text    bytes.Buffer
-	changed chan struct{}
-}
-
-func newRecord() *record { return &record{changed: make(chan struct{})} }
-
-func (r *record) Write(b []byte) (int, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	close(r.changed)
-	r.changed = make(chan struct{})
-	return r.text.Write(b)
-}
-
-func (r *record) String() string {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.text.String()
-}
+// record is what a process wrote.
+type record struct{ transcript.Transcript }
 
 // seen returns a channel that is closed when a pattern has come n times.
 func (r *record) seen(pattern string, n int) <-chan struct{} {
 	re, done := regexp.MustCompile(pattern), make(chan struct{})
 	go func() {
 		for {
-			r.mu.Lock()
-			found, changed := len(re.FindAllIndex(r.text.Bytes(), n)), r.changed
-			r.mu.Unlock()
-			if found >= n {
+			text, more := r.Follow()
+			if len(re.FindAllStringIndex(text, n)) >= n {
 				close(done)
 				return
 			}
-			<-changed
+			<-more
 		}
 	}()
 	return done
@@ -485,7 +464,7 @@ func (v *vm) console(flags ...string) *session {
 		"-t", strconv.Itoa(v.cmd.Process.Pid), "-m", "-p", "-n", "-r", "-S", "107", "-G", "107", "--",
 		"/usr/bin/launcher", "ctl", "console",
 	}, flags...)
-	s := &session{v: v, cmd: exec.Command("nsenter", args...), out: newRecord(), errs: newRecord(), done: make(chan struct{})}
+	s := &session{v: v, cmd: exec.Command("nsenter", args...), out: &record{}, errs: &record{}, done: make(chan struct{})}
 	s.cmd.Stdout, s.cmd.Stderr = s.out, s.errs
 	s.cmd.WaitDelay = time.Second // nsenter's child lives as long as the container
 	in, err := s.cmd.StdinPipe()

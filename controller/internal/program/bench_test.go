@@ -1,7 +1,6 @@
 package program
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/tls"
@@ -26,6 +25,7 @@ import (
 	"podvirt.dev/controller/internal/events"
 	"podvirt.dev/internal/apitest"
 	"podvirt.dev/internal/cli"
+	"podvirt.dev/internal/transcript"
 	"podvirt.dev/internal/vmstatus"
 )
 
@@ -84,7 +84,7 @@ func (b *bench) start(identity string) *instance {
 	}
 	o.patience, o.silence = time.Second, 3*time.Second // not that of a machine that is busy
 	ctx, cancel := context.WithCancel(b.t.Context())
-	var log lockedBuffer
+	var log transcript.Transcript
 	done := make(chan error, 1)
 	go func() { done <- serve(cli.WithLogger(ctx, &log, o.verbosity), o) }()
 	i.stop = sync.OnceFunc(func() {
@@ -301,24 +301,6 @@ func (b *bench) waitAsked(t *testing.T, v *vm, more int) {
 	t.Helper()
 	count := func() int { v.mu.Lock(); defer v.mu.Unlock(); return v.asked }
 	eventually(t, v.name+" is asked", count()+more, func(got, want int) bool { return got >= want }, count)
-}
-
-// lockedBuffer takes a log from several goroutines.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 func streams(out io.Writer) cli.Streams { return cli.Streams{Out: out, Err: out} }

@@ -21,6 +21,7 @@ import (
 
 	"podvirt.dev/api"
 	"podvirt.dev/controller/internal/mirror"
+	"podvirt.dev/internal/transcript"
 	"podvirt.dev/internal/vmstatus"
 )
 
@@ -313,7 +314,7 @@ func TestUsage(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			var out lockedBuffer
+			var out transcript.Transcript
 			code := Run(t.Context(), tt.args, streams(&out))
 			if code != tt.code || !strings.Contains(out.String(), tt.want) {
 				t.Errorf("exit %d, %q; want %d, %q", code, out.String(), tt.code, tt.want)
@@ -333,7 +334,7 @@ func TestTheDeploymentFitsTheFlags(t *testing.T) {
 		t.Fatal(err)
 	}
 	container := d.Spec.Template.Spec.Containers[0]
-	var usage lockedBuffer
+	var usage transcript.Transcript
 	if _, err := parse(container.Args, &usage); err != nil {
 		t.Error(err)
 	}

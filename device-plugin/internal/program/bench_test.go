@@ -1,7 +1,6 @@
 package program
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
@@ -25,6 +24,7 @@ import (
 	"podvirt.dev/internal/cli"
 	"podvirt.dev/internal/kubelettest"
 	"podvirt.dev/internal/require"
+	"podvirt.dev/internal/transcript"
 )
 
 const (
@@ -108,7 +108,7 @@ func (b *bench) args(instance string) []string {
 func (b *bench) start(instance string) (stop func()) {
 	b.t.Helper()
 	ctx, cancel := context.WithCancel(b.t.Context())
-	var log lockedBuffer
+	var log transcript.Transcript
 	done := make(chan int, 1)
 	go func() { done <- Run(ctx, b.args(instance), cli.Streams{Out: io.Discard, Err: &log}) }()
 	stop = sync.OnceFunc(func() {
@@ -226,22 +226,4 @@ func (b *bench) annotate(key, value string) {
 	if _, err := b.server.Client.CoreV1().Nodes().Patch(b.t.Context(), nodeName, "application/merge-patch+json", patch, metav1.PatchOptions{}); err != nil {
 		b.t.Fatal(err)
 	}
-}
-
-// lockedBuffer takes a log from several goroutines.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

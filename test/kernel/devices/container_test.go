@@ -16,6 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 	pluginapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 	"tags.cncf.io/container-device-interface/pkg/cdi"
+
+	"podvirt.dev/internal/transcript"
 )
 
 // launcherUID is uid and gid of every launcher.
@@ -80,7 +82,7 @@ type container struct {
 }
 
 // run runs the container with runc, as restricted as a VM's, until it ends or the context does, and returns what it said.
-func (c container) run(ctx context.Context, t *testing.T, out *lockedLog) error {
+func (c container) run(ctx context.Context, t *testing.T, out *transcript.Transcript) error {
 	t.Helper()
 	bundle := t.TempDir()
 	spec := c.spec()
@@ -157,7 +159,7 @@ func (c container) says(t *testing.T) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	var out lockedLog
+	var out transcript.Transcript
 	if err := c.run(ctx, t, &out); err != nil {
 		t.Errorf("container %s: %v: %s", c.name, err, out.String())
 	}

@@ -11,6 +11,7 @@ import (
 	pluginapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 
 	contract "podvirt.dev/api"
+	"podvirt.dev/internal/transcript"
 	"podvirt.dev/test/kernel/internal/inguest"
 )
 
@@ -103,7 +104,7 @@ func (n *node) forged(t *testing.T, root string) {
 	c.allocs = []*pluginapi.ContainerAllocateResponse{{Envs: map[string]string{"PCI_RESOURCE_X": one(t, e1000eID)}}}
 	ctx, cancel := context.WithTimeout(t.Context(), long)
 	defer cancel()
-	var out lockedLog
+	var out transcript.Transcript
 	if err := c.run(ctx, t, &out); err == nil || !strings.Contains(out.String(), one(t, e1000eID)+" is not in this container") {
 		t.Errorf("%v:\n%s", err, out.String())
 	}

@@ -6,11 +6,11 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"podvirt.dev/internal/kubelettest"
+	"podvirt.dev/internal/transcript"
 )
 
 // node is a node with the built device plugin and the kubelet's side of its protocols.
@@ -21,7 +21,7 @@ type node struct {
 	root    string
 	args    []string
 	cmd     *exec.Cmd
-	log     lockedLog
+	log     transcript.Transcript
 }
 
 // newNode makes the directories of a host and starts everything but the plugin.
@@ -79,23 +79,6 @@ func (n *node) eventually(t *testing.T, limit time.Duration, what string, ok fun
 	start := time.Now()
 	kubelettest.Eventually(t, limit, what, ok)
 	return time.Since(start)
-}
-
-type lockedLog struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // shell runs commands of busybox.
