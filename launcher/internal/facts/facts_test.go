@@ -118,7 +118,7 @@ func emulator(t *testing.T, script string) string {
 const (
 	lists = "case \"$*\" in *'-device help') printf 'name \"igb\", bus PCI\\n" +
 		"name \"e1000\", bus PCI, alias \"e1000-82540em\"\\nname \"pcnet\", bus ISA\\n'; exit;; esac; "
-	lives  = lists + "printf RPLCIT; exit 33\n"
+	lives  = lists + "printf RPLSCIT; exit 33\n"
 	silent = "printf R; exec sleep 60\n"
 	aborts = "echo warning: old >&2; case \"$*\" in *'-cpu host'*) echo 'kvm_buf_set_msrs: Assertion failed.' >&2; exit 134;; esac; " + lives
 )

@@ -26,7 +26,7 @@ const (
 	firmwareSize = 64 << 10
 	resetVector  = firmwareSize - 16 // where every x86 CPU begins, 16 bytes below 4 GiB
 	// allStages is what the probe guest says when it got to its end.
-	allStages = "RPLCIT"
+	allStages = "RPLSCIT"
 	// probeExit is QEMU's exit status when the guest wrote 0x10 to isa-debug-exit.
 	probeExit = 0x10<<1 | 1
 	// Patience is how long the probe guest may take under KVM (scheduling.md SC-004); it needs 100 ms where all is well.

@@ -1,7 +1,8 @@
 ; The probe guest: what a node must be able to run before podvirt says that it runs VMs. A hypervisor that only emulates
 ; its way through real mode, or only runs kernels made for it, fails here as it fails with an ordinary kernel. Each
-; stage says one letter at port 0xe9 (isa-debugcon): R real mode, P protected mode, L long mode with paging, C CPUID,
-; I interrupts set up, T five timer interrupts woke the CPU from HLT. Then it ends QEMU at port 0xf4 (isa-debug-exit).
+; stage says one letter at port 0xe9 (isa-debugcon): R real mode, P protected mode, L long mode with paging, S an SSE2
+; instruction that KVM's emulator does not know (linux: arch/x86/kvm/emulate.c), C CPUID, I interrupts set up, T five timer
+; interrupts woke the CPU from HLT. Then it ends QEMU at port 0xf4 (isa-debug-exit).
 ;
 ; It is a firmware image: the first bytes of the 64 KiB below 1 MiB and 4 GiB. probe.go adds the reset vector.
 ; Assemble: nasm -f bin -o probe.bin probe.asm
@@ -55,7 +56,7 @@ protected:
     mov eax, pml4
     mov cr3, eax
     mov eax, cr4
-    or eax, 0x20                                    ; PAE
+    or eax, 0x220                                   ; PAE, OSFXSR
     mov cr4, eax
     mov ecx, 0xC0000080                             ; EFER
     rdmsr
@@ -71,6 +72,8 @@ default abs
 lmode:
     mov rsp, stack
     say 'L'
+    paddd xmm0, xmm0
+    say 'S'
     xor eax, eax
     cpuid
     mov eax, 1
@@ -129,12 +132,14 @@ timer:
     pop rax
     iretq
 
+; The image is read-only memory: descriptors are accessed already, so that the CPU needs not write that it did, which
+; where nested pages protect them ends in an emulator that tries for ever.
 align 8
 gdt:
     dq 0
-    dq 0x00CF9A000000FFFF                           ; 0x08 code, 32 bit
-    dq 0x00CF92000000FFFF                           ; 0x10 data
-    dq 0x00AF9A000000FFFF                           ; 0x18 code, 64 bit
+    dq 0x00CF9B000000FFFF                           ; 0x08 code, 32 bit
+    dq 0x00CF93000000FFFF                           ; 0x10 data
+    dq 0x00AF9B000000FFFF                           ; 0x18 code, 64 bit
 gdtr:
     dw 31
     dd base + gdt
