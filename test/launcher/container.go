@@ -37,6 +37,8 @@ type containerSpec struct {
 	Cgroup  string // directory of the memory cgroup that everything of the container is in; empty: the test's own
 	Tap     bool   // the network of a masqueraded NIC, as the CNI plugin leaves it, without NAT; of DHCP, version 4 alone
 	Single  bool   // the tap has one queue, as for every model but virtio
+	Held    bool   // the container's first process has a queue of the tap open
+	NoTun   bool   // there is no /dev/net/tun
 }
 
 // enter makes this process, which has its own mount, PID and network namespace, the first one of the container. It
@@ -51,10 +53,8 @@ func enter(text string) error {
 			return err
 		}
 	}
-	if spec.Tap {
-		if err := makeNetwork(!spec.Single); err != nil {
-			return fmt.Errorf("network: %w", err)
-		}
+	if err := makeNetwork(spec); err != nil {
+		return fmt.Errorf("network: %w", err)
 	}
 	if err := mountAll(spec); err != nil {
 		return err
@@ -88,8 +88,19 @@ const (
 	guestMTU     = 1450
 )
 
-// makeNetwork makes eth0, tap0 and svc0 (network.md 2.8).
-func makeNetwork(multiQueue bool) error {
+// makeNetwork makes the network that is asked for.
+func makeNetwork(spec containerSpec) error {
+	if !spec.Tap {
+		return nil
+	}
+	if err := makeTaps(!spec.Single); err != nil || !spec.Held {
+		return err
+	}
+	return hold("tap0")
+}
+
+// makeTaps makes eth0, tap0 and svc0 (network.md 2.8).
+func makeTaps(multiQueue bool) error {
 	h, err := nl.Open()
 	if err != nil {
 		return err
@@ -136,6 +147,16 @@ func redirectDHCP(h *nl.Handle) error {
 	)
 }
 
+// hold opens a queue of a tap that stays open in what this process becomes.
+func hold(tap string) error {
+	queue, err := nl.OpenTap(tap, unix.IFF_MULTI_QUEUE)
+	if err != nil {
+		return err
+	}
+	_, err = unix.Dup(int(queue.Fd())) // without O_CLOEXEC
+	return err
+}
+
 func set(h *nl.Handle, name string, c nl.Changes) error {
 	link, err := h.Link(name)
 	if err != nil {
@@ -161,7 +182,7 @@ func mountAll(spec containerSpec) error {
 		func() error { return unix.Mount("/sys", root+"/sys", "", unix.MS_BIND|unix.MS_REC, "") },
 		func() error { return unix.Mount("dev", root+"/dev", "tmpfs", 0, "mode=755") },
 		func() error { return unix.Mount("tmp", root+"/tmp", "tmpfs", 0, "mode=1777") },
-		func() error { return makeDevices(root + "/dev") },
+		func() error { return makeDevices(root+"/dev", !spec.NoTun) },
 		func() error { return unix.Mount("vm", root+"/vm", "tmpfs", 0, "mode=755") },
 	}
 	for _, s := range steps {
@@ -214,20 +235,20 @@ func bind(source, target string) error {
 	return unix.Mount(source, target, "", unix.MS_BIND, "")
 }
 
-func makeDevices(dev string) error {
+func makeDevices(dev string, withTun bool) error {
 	for _, d := range []string{"null", "zero", "full", "random", "urandom", "tty"} {
 		if err := bind("/dev/"+d, filepath.Join(dev, d)); err != nil {
 			return err
 		}
 	}
+	if err := os.Mkdir(filepath.Join(dev, "shm"), 0o777|os.ModeSticky); err != nil || !withTun {
+		return err
+	}
 	if err := os.MkdirAll(filepath.Join(dev, "net"), 0o755); err != nil {
 		return err
 	}
 	tun := filepath.Join(dev, "net/tun") // the container's own node, and its user's, as CDI makes it
-	if err := errors.Join(unix.Mknod(tun, unix.S_IFCHR|0o660, int(unix.Mkdev(10, 200))), os.Chown(tun, userID, userID)); err != nil {
-		return err
-	}
-	return os.Mkdir(filepath.Join(dev, "shm"), 0o777|os.ModeSticky)
+	return errors.Join(unix.Mknod(tun, unix.S_IFCHR|0o660, int(unix.Mkdev(10, 200))), os.Chown(tun, userID, userID))
 }
 
 // dropRights leaves what container vm has under the restricted Pod Security Standard.

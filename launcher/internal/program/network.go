@@ -52,6 +52,9 @@ func (n *network) connect(ctx context.Context, vm api.Machine) ([]domain.NIC, er
 	if err != nil {
 		return nil, err
 	}
+	if err := checkTun(found, tunDevice); err != nil {
+		return nil, err
+	}
 	n.mu.Lock()
 	n.found = found
 	n.mu.Unlock()

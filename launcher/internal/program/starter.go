@@ -49,6 +49,7 @@ func (s *starter) Start(ctx context.Context) (virt.Domain, error) {
 		{Name: "identity", Do: func(context.Context) error { return s.identity(p) }},
 		{Name: "disks", Do: func(ctx context.Context) error { return s.prepareDisks(ctx, p) }},
 		{Name: "network", Do: func(ctx context.Context) error { return s.connect(ctx, p) }},
+		{Name: "taps", Do: func(ctx context.Context) error { return s.network.free(ctx, s.vm) }},
 		{Name: "devices", Do: func(context.Context) error { return s.hostDevices(p) }},
 		{Name: "seed", Do: func(ctx context.Context) error { return s.seed(klog.FromContext(ctx), p, s.network.list()) }},
 		{Name: "claim", Do: s.claim(p), Undo: func(context.Context) error { s.release(); return nil }},

@@ -1,0 +1,31 @@
+package launcher
+
+import "testing"
+
+// TestNICsDoNotFit starts VMs whose NICs the Pod does not have as they are asked for: each start ends with what to do about it.
+func TestNICsDoNotFit(t *testing.T) {
+	for _, row := range []struct {
+		name string
+		nic  string
+		spec func(*containerSpec)
+		code int
+		want string
+	}{
+		{"a sandbox without the network stage, and no tun device (NW-010)", "binding=masquerade", func(s *containerSpec) { s.NoTun = true }, 11,
+			`^NodeLacks: the network stage of this node did not see this Pod \(made before it was installed, or the runtime passes no annotations\); ` +
+				`delete this Pod$`},
+		{"no tun device", "binding=masquerade", func(s *containerSpec) { s.Tap, s.NoTun = true, true }, 11,
+			`^NodeLacks: no /dev/net/tun in this container: request podvirt\.dev/tun: 1$`},
+		{"larger frames than the Pod's (NW-039)", "binding=masquerade,mtu=9000", func(s *containerSpec) { s.Tap = true }, 10,
+			`^BadConfig: podvirt\.dev/nic\.default: mtu=9000: above the 1450 of eth0$`},
+		{"a tap that is held and stays so (NW-009)", "binding=masquerade", func(s *containerSpec) { s.Tap, s.Held = true, true }, 11,
+			`^NodeLacks: tap0 is held by pid 1$`},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			p := newPod(t, map[string]string{"nic.default": row.nic})
+			row.spec(&p.spec)
+			p.start().wantEnd(row.code, row.want)
+		})
+	}
+}
