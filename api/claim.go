@@ -41,16 +41,20 @@ const (
 	ConditionPopulated = Prefix + "Populated"
 )
 
+// ArchiveOVA is an appliance: a tar file with disks.
+const ArchiveOVA = "ova"
+
 // DefaultImportDeadline is after how long an import is given up (storage.md 2.1).
 const DefaultImportDeadline = 24 * time.Hour
 
 // Import is what the annotations of a claim ask for. Words hold their default where nothing was written.
 type Import struct {
 	Source      string
-	Format      string // auto, raw, qcow2
+	Format      string // auto, raw, qcow2, vmdk, vdi, vhd, vhdx
 	Compression string // auto, none, gz, xz, zst, bz2
 	Checksum    string // ALGORITHM:HEX; empty: none
-	Member      string // of a registry source: the file below disk/; empty: the only one
+	Archive     string // ova; empty: none
+	Member      string // the file of an ova, or of a registry source below disk/; empty: the only one
 	Arch        string // of a registry source; empty: the node's
 	CA          string // ConfigMap of the claim's namespace
 	Secret      string // Secret of the claim's namespace
@@ -70,9 +74,9 @@ func importRows() []importRow {
 	object := named("object").wrong("not the name of an object")
 	return []importRow{
 		{key: KeyImportSource, value: text(MaxText)},
-		{key: KeyImportFormat, value: word("auto raw iso qcow2 vmdk vdi vhd vhdx").notNow("vmdk vdi vhd vhdx")},
+		{key: KeyImportFormat, value: word("auto raw iso qcow2 vmdk vdi vhd vhdx")},
 		{key: KeyImportCompression, value: word("auto none gz xz zst bz2")},
-		{key: KeyImportArchive, value: word("none tar ova").later("none")},
+		{key: KeyImportArchive, value: word("none tar ova").notNow("tar")},
 		{key: KeyImportMember, value: text(MaxText)},
 		{key: KeyImportChecksum, value: text(MaxText)},
 		{key: KeyImportCA, value: object},
@@ -118,6 +122,7 @@ func ParseImport(annotations map[string]string, dataSource bool) (*Import, Error
 		Insecure: annotations[KeyImportInsecure] == "true", Deadline: DefaultImportDeadline,
 		Member: annotations[KeyImportMember], Arch: annotations[KeyImportArch],
 	}
+	asked.Archive = archiveOf(annotations)
 	if asked.Format == "iso" {
 		asked.Format = "raw"
 	}
@@ -186,13 +191,25 @@ func checkParts(annotations map[string]string, wrong func(key, text string)) {
 	if member != "" && (path.IsAbs(member) || path.Clean(member) != member || strings.HasPrefix(member, "..")) {
 		wrong(KeyImportMember, "leaves the archive")
 	}
-	if !registry {
-		for _, key := range []string{KeyImportMember, KeyImportArch} {
-			if annotations[key] != "" {
-				wrong(key, "only for docker:// sources")
-			}
-		}
+	if member != "" && !registry && archiveOf(annotations) != ArchiveOVA {
+		wrong(KeyImportMember, "only for docker:// sources and archives")
 	}
+	if annotations[KeyImportArch] != "" && !registry {
+		wrong(KeyImportArch, "only for docker:// sources")
+	}
+	if annotations[KeyImportArchive] == ArchiveOVA && registry {
+		wrong(KeyImportArchive, "not for docker:// sources")
+	}
+}
+
+// archiveOf is the archive around the disk: an ova is known by its name.
+func archiveOf(annotations map[string]string) string {
+	source, err := url.Parse(annotations[KeyImportSource])
+	named := err == nil && source.Scheme != "docker" && strings.EqualFold(path.Ext(source.Path), "."+ArchiveOVA)
+	if written := annotations[KeyImportArchive]; written == ArchiveOVA || written == "" && named {
+		return ArchiveOVA
+	}
+	return ""
 }
 
 func checkSource(source string) string {

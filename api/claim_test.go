@@ -69,13 +69,30 @@ func TestParseImport(t *testing.T) {
 			annotations: map[string]string{KeyImportSource: "docker://r/x", KeyImportChecksum: "md5:" + strings.Repeat("0", 32), KeyImportMember: "../x"},
 			errs:        []string{"a registry has digests of its own", `"../x": leaves the archive`},
 		},
+		"appliance": {
+			annotations: map[string]string{KeyImportSource: "https://h/a.OVA?x=y", KeyImportMember: "a.vmdk", KeyImportFormat: "vmdk"},
+			want: &Import{
+				Source: "https://h/a.OVA?x=y", Format: "vmdk", Compression: "auto", Deadline: 24 * time.Hour, Archive: "ova", Member: "a.vmdk",
+			},
+		},
+		"appliance by another name": {
+			annotations: map[string]string{KeyImportSource: "https://h/a.tar", KeyImportArchive: "ova"},
+			want:        &Import{Source: "https://h/a.tar", Format: "auto", Compression: "auto", Deadline: 24 * time.Hour, Archive: "ova"},
+		},
+		"no appliance": {
+			annotations: map[string]string{KeyImportSource: "https://h/a.ova", KeyImportArchive: "none"},
+			want:        &Import{Source: "https://h/a.ova", Format: "auto", Compression: "auto", Deadline: 24 * time.Hour},
+		},
+		"appliance of a registry": {
+			annotations: map[string]string{KeyImportSource: "docker://r/x", KeyImportArchive: "ova"}, errs: []string{"not for docker:// sources"},
+		},
 		"member of nothing": {
 			annotations: map[string]string{KeyImportSource: url, KeyImportMember: "x"}, errs: []string{"only for docker:// sources"},
 		},
 		"password":  {annotations: map[string]string{KeyImportSource: "https://u:p@h/x"}, errs: []string{"a password in the URL; use podvirt.dev/import-secret"}},
 		"no host":   {annotations: map[string]string{KeyImportSource: "https:///x"}, errs: []string{"no host in the URL"}},
 		"not yet":   {annotations: map[string]string{KeyImportSource: "nbd://h/x"}, errs: []string{"nbd: not supported by this version"}},
-		"vmdk":      {annotations: map[string]string{KeyImportSource: url, KeyImportFormat: "vmdk"}, errs: []string{"not supported by this version"}},
+		"tar":       {annotations: map[string]string{KeyImportSource: url, KeyImportArchive: "tar"}, errs: []string{"not supported by this version"}},
 		"two kinds": {annotations: map[string]string{KeyImportSource: url}, dataSource: true, errs: []string{"cannot be combined with spec.dataSource"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"k8s.io/apimachinery/pkg/api/resource"
 )
@@ -18,6 +19,10 @@ const (
 	Auto  = "auto"
 	Raw   = "raw"
 	Qcow2 = "qcow2"
+	VMDK  = "vmdk"
+	VDI   = "vdi"
+	VHD   = "vhd"
+	VHDX  = "vhdx"
 
 	None = "none"
 	Gzip = "gz"
@@ -76,6 +81,9 @@ func Copy(from io.Reader, o Options) error {
 			return err
 		}
 	}
+	if compression != None {
+		o.At, o.Length, o.Copied = nil, -1, nil
+	}
 	format := Raw
 	if o.Start == 0 {
 		var err error
@@ -83,18 +91,19 @@ func Copy(from io.Reader, o Options) error {
 			return err
 		}
 	}
-	if o.Format != Auto && o.Format != format {
+	if format == Raw && o.Format == VHD {
+		format = VHD + fixed
+	} else if o.Format != Auto && o.Format != format {
 		return refused("source is %s but %s was asked for", format, o.Format)
 	}
-	info := Info{Format: format, Compression: compression, VirtualSize: -1}
-	if compression != None {
-		o.At, o.Length, o.Copied = nil, -1, nil
-	}
-	if format == Qcow2 {
-		return copyQcow2(source, o, info)
-	}
-	return copyRaw(source, o, info)
+	read := map[string]func(*bufio.Reader, Options, Info) error{
+		Raw: copyRaw, VHD + fixed: copyRaw, Qcow2: copyQcow2, VMDK: copyVMDK, VDI: copyVDI, VHD: copyVHD, VHDX: copyVHDX,
+	}[format]
+	return read(source, o, Info{Format: strings.TrimSuffix(format, fixed), Compression: compression, VirtualSize: -1})
 }
+
+// fixed marks a vhd of fixed size, which has nothing in front.
+const fixed = " of fixed size"
 
 // Unpack returns what is inside a stream that may be compressed, bounded by what an image for a disk of a size can have.
 func Unpack(from io.Reader, size int64) (io.Reader, error) {
@@ -178,57 +187,91 @@ func detect(source *bufio.Reader) (string, error) {
 	switch {
 	case starts("QFI\xfb"):
 		return Qcow2, nil
-	case starts("KDMV"), starts("COWD"), starts("# Disk DescriptorFile"):
-		return "", unsupported("vmdk")
+	case starts(vmdkMagic), starts("COWD"), starts("# Disk DescriptorFile"):
+		return VMDK, nil
 	case starts("vhdxfile"):
-		return "", unsupported("vhdx")
-	case starts("conectix"):
-		return "", unsupported("vhd")
-	case len(head) >= 68 && binary.LittleEndian.Uint32(head[64:]) == 0xbeda107f:
-		return "", unsupported("vdi")
+		return VHDX, nil
+	case starts(vhdCookie):
+		return VHD, nil
+	case len(head) >= 68 && binary.LittleEndian.Uint32(head[64:]) == vdiMagic:
+		return VDI, nil
 	}
 	return Raw, nil
-}
-
-func unsupported(format string) error {
-	return refused("source is %s, which this version does not read; convert it: qemu-img convert -O qcow2", format)
 }
 
 // rawPiece is how much of a raw image is read at once, in bytes.
 const rawPiece = 1 << 20
 
+// copyRaw copies a raw image, or a vhd of fixed size, which is one with a footer behind.
 func copyRaw(source *bufio.Reader, o Options, info Info) error {
-	if o.Length >= 0 {
-		info.VirtualSize = o.Length
-		if err := fits(o.Length, o.Size); err != nil {
-			return err
-		}
+	r := &rawCopy{o: o, vhd: info.Format == VHD, at: o.Start, buffer: make([]byte, rawPiece)}
+	if info.VirtualSize = o.Length; r.vhd {
+		info.VirtualSize = max(-1, o.Length-vhdFooter)
+	}
+	least := info.VirtualSize
+	if o.Format == Auto {
+		least -= vhdFooter // it may be a vhd
+	}
+	if least > o.Size {
+		return fits(info.VirtualSize, o.Size)
 	}
 	if o.Told != nil {
 		o.Told(info)
 	}
-	buffer := make([]byte, rawPiece)
-	for at := o.Start; ; {
-		n, err := io.ReadFull(source, buffer)
-		if at+int64(n) > o.Size {
-			return refused("image needs more than %s, the claim asks for %s", binarySize(o.Size), binarySize(o.Size))
-		}
-		if err := writeSparse(o.To, buffer[:n], at); err != nil {
+	for {
+		n, err := io.ReadFull(source, r.buffer[r.held:])
+		last := err == io.EOF || err == io.ErrUnexpectedEOF
+		if err != nil && !last {
 			return err
 		}
-		at += int64(n)
-		if o.Copied != nil {
-			if err := o.Copied(at); err != nil {
-				return err
-			}
-		}
-		switch {
-		case err == io.EOF, err == io.ErrUnexpectedEOF:
-			return nil
-		case err != nil:
+		if err := r.piece(n, last); err != nil || last {
 			return err
 		}
 	}
+}
+
+// rawCopy holds the end of what was read back until it is known that it is no footer.
+type rawCopy struct {
+	o      Options
+	vhd    bool
+	at     int64
+	buffer []byte
+	held   int
+}
+
+// piece writes what was held and the next n bytes, but for what must be held.
+func (r *rawCopy) piece(n int, last bool) error {
+	n += r.held
+	keep := 0
+	switch {
+	case !last && (r.vhd || r.o.Format == Auto):
+		keep = min(n, hole)
+	case last:
+		tail := max(0, n-vhdFooter)
+		found, ok := parseFooter(r.buffer[tail:n])
+		switch end := r.at + int64(tail); {
+		case r.o.Format == Raw:
+		case ok && found.kind == vhdFixed && (end == found.size || end == found.current):
+			n = tail
+		case r.vhd:
+			return refused("malformed vhd: neither a header in front nor a footer behind")
+		}
+	}
+	if end := r.at + int64(n-keep); end > r.o.Size {
+		if r.o.Length > r.o.Size {
+			return fits(r.o.Length, r.o.Size)
+		}
+		return refused("image needs more than %s, the claim asks for %s", binarySize(r.o.Size), binarySize(r.o.Size))
+	}
+	if err := writeSparse(r.o.To, r.buffer[:n-keep], r.at); err != nil {
+		return err
+	}
+	r.at += int64(n - keep)
+	r.held = copy(r.buffer, r.buffer[n-keep:n])
+	if r.o.Copied == nil {
+		return nil
+	}
+	return r.o.Copied(r.at)
 }
 
 // fits says early what can never fit (ST-057).

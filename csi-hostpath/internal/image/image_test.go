@@ -101,7 +101,7 @@ func formats(t *testing.T) (dir string, names []string) {
 		runIn(t, dir, append(append([]string{"qemu-img", "convert", "-O", "qcow2"}, args...), "raw", name)...)
 		names = append(names, name)
 	}
-	return dir, names
+	return dir, append(names, others(t, dir)...)
 }
 
 // TestFormats: every format in every compression gives the content, and writes no more than what is not zero.
@@ -110,7 +110,7 @@ func TestFormats(t *testing.T) {
 	needs(t, "gzip", "xz", "zstd", "bzip2")
 	for _, compression := range []string{None, Gzip, XZ, Zstd, Bzip} {
 		for _, name := range names {
-			if compression != None && !slices.Contains([]string{"raw", "qcow2", "qcow2-packed"}, name) {
+			if compression != None && !slices.Contains([]string{"raw", "qcow2", "qcow2-packed"}, name) && (compression != Gzip || strings.HasPrefix(name, "qcow2-")) {
 				continue // what is inside matters no more than it does without
 			}
 			t.Run(name+"."+compression, func(t *testing.T) {
@@ -123,7 +123,9 @@ func TestFormats(t *testing.T) {
 					file = packed
 				}
 				check(t, readFile(t, file), Options{Format: Auto, Compression: Auto})
-				check(t, readFile(t, file), Options{Format: strings.Split(name, "-")[0], Compression: compression})
+				source := readFile(t, file)
+				check(t, source, Options{Format: strings.Split(name, "-")[0], Compression: compression})
+				check(t, source, Options{Format: Auto, Compression: Auto, At: bytes.NewReader(source)})
 			})
 		}
 	}
@@ -161,9 +163,17 @@ func refuse(t *testing.T, source []byte, o Options, text string) {
 	if o.Compression == "" {
 		o.Compression = Auto
 	}
-	err := Copy(bytes.NewReader(source), o)
+	refusedWith(t, Copy(bytes.NewReader(source), o), text)
+}
+
+// refusedWith expects a refusal; without a text, none.
+func refusedWith(t *testing.T, err error, text string) {
+	t.Helper()
 	var why Refused
-	if !errors.As(err, &why) || !strings.Contains(err.Error(), text) {
+	if text == "" && err == nil {
+		return
+	}
+	if text == "" || !errors.As(err, &why) || !strings.Contains(err.Error(), text) {
 		t.Errorf("error = %v; want a refusal with %q", err, text)
 	}
 }
@@ -220,10 +230,6 @@ func TestRefusals(t *testing.T) {
 	runIn(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw", "backed", "8M")
 	runIn(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=outside,data_file_raw=on", "split", "8M")
 	runIn(t, dir, "qemu-img", "create", "-q", "-f", "qcow2", "large", "1G")
-	runIn(t, dir, "qemu-img", "create", "-q", "-f", "vmdk", "vmdk", "8M")
-	runIn(t, dir, "qemu-img", "create", "-q", "-f", "vdi", "vdi", "8M")
-	runIn(t, dir, "qemu-img", "create", "-q", "-f", "vhdx", "vhdx", "8M")
-	runIn(t, dir, "qemu-img", "create", "-q", "-f", "vpc", "vhd", "8M")
 	zeros := make([]byte, diskSize+1)
 	for name, row := range map[string]struct {
 		source  []byte
@@ -246,10 +252,6 @@ func TestRefusals(t *testing.T) {
 		"half":               {image[:len(image)/2], Options{}, "truncated: the qcow2 ends"},
 		"half packed":        {small[:len(small)/2], Options{}, "truncated: the qcow2 ends"},
 		"header only":        {image[:50], Options{}, "header ends too early"},
-		"vmdk":               {readFile(t, filepath.Join(dir, "vmdk")), Options{}, "source is vmdk"},
-		"vdi":                {readFile(t, filepath.Join(dir, "vdi")), Options{}, "source is vdi"},
-		"vhdx":               {readFile(t, filepath.Join(dir, "vhdx")), Options{}, "source is vhdx"},
-		"vhd":                {readFile(t, filepath.Join(dir, "vhd")), Options{}, "source is vhd"},
 		"empty":              {nil, Options{}, "the source is empty"},
 		"other format":       {image, Options{Format: Raw}, "source is qcow2 but raw was asked for"},
 		"not compressed":     {image, Options{Compression: XZ}, "not compressed with xz"},

@@ -3,7 +3,6 @@ package image
 import (
 	"bufio"
 	"bytes"
-	"container/heap"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -28,77 +27,27 @@ const (
 	entryZero       = 1
 
 	maxL1 = 32 << 20 / 8 // entries, as in QEMU
-	// maxRegions bounds what must be remembered of an image; only one that is fragmented as no tool leaves it has more.
-	maxRegions = 1 << 20
 )
 
-// qcow2 is one image being read. Where its parts lie is a queue ordered by offset: reading it in that order reads the
-// file front to back, as long as each table lies before what it points to. That is how qemu-img writes.
+// qcow2 is one image being read.
 type qcow2 struct {
-	o       Options
-	source  *bufio.Reader
-	at      int64 // offset of source in the file
-	queue   regions
-	cluster int64
-	size    int64 // virtual
-	version uint32
-
+	pass
+	version  uint32
 	extended bool // two words per entry: the second says which subclusters are there
 	zstd     *zstd.Decoder
-	piece    []byte
-}
-
-type regionKind uint8
-
-const (
-	tableL1 regionKind = iota
-	tableL2
-	plainData
-	compressedData
-)
-
-// region is a part of the file that is needed. guest is the offset in the disk of what it describes or holds.
-type region struct {
-	host, guest, length int64
-	present             uint32 // subclusters to copy, of extended tables; else all
-	kind                regionKind
-}
-
-type regions []region
-
-func (r regions) Len() int           { return len(r) }
-func (r regions) Less(i, j int) bool { return r[i].host < r[j].host }
-func (r regions) Swap(i, j int)      { r[i], r[j] = r[j], r[i] }
-
-// Push is for package heap.
-func (r *regions) Push(x any) { *r = append(*r, x.(region)) } //nolint:forcetypeassert // heap passes back what push put in
-
-// Pop is for package heap.
-func (r *regions) Pop() any {
-	last := (*r)[len(*r)-1]
-	*r = (*r)[:len(*r)-1]
-	return last
 }
 
 func copyQcow2(source *bufio.Reader, o Options, info Info) error {
-	q := &qcow2{o: o, source: source, piece: make([]byte, rawPiece)}
+	q := &qcow2{pass: newPass(Qcow2, source, o)}
+	q.table, q.unpack = q.tables, q.inflate
 	if err := q.header(); err != nil {
 		return err
 	}
 	if q.zstd != nil {
 		defer q.zstd.Close()
 	}
-	info.VirtualSize = q.size
-	if o.Told != nil {
-		o.Told(info)
-	}
-	for len(q.queue) > 0 {
-		next, _ := heap.Pop(&q.queue).(region)
-		if err := q.read(next); err != nil {
-			return err
-		}
-	}
-	return nil
+	q.told(info)
+	return q.run()
 }
 
 // header reads and judges the header.
@@ -133,11 +82,11 @@ func (q *qcow2) header() error {
 	if err := fits(q.size, q.o.Size); err != nil {
 		return err
 	}
-	return q.tables(head)
+	return q.first(head)
 }
 
-// tables finds the table that everything hangs on.
-func (q *qcow2) tables(head []byte) error {
+// first finds the table that everything hangs on.
+func (q *qcow2) first(head []byte) error {
 	u32, u64 := binary.BigEndian.Uint32, binary.BigEndian.Uint64
 	perTable := q.cluster / q.entryBytes() * q.cluster
 	tables := (q.size + perTable - 1) / perTable
@@ -148,7 +97,7 @@ func (q *qcow2) tables(head []byte) error {
 	case l1 < headerV2 || l1%q.cluster != 0:
 		return refused("malformed qcow2 header: L1 table at offset %d", l1)
 	}
-	return q.push(region{kind: tableL1, host: l1, length: tables * 8})
+	return q.push(region{kind: tableOne, host: l1, length: tables * 8})
 }
 
 // features reads what version 3 added.
@@ -190,65 +139,12 @@ func (q *qcow2) entryBytes() int64 {
 	return 8
 }
 
-func (q *qcow2) push(r region) error {
-	if len(q.queue) >= maxRegions {
-		return refused("qcow2 is too fragmented; rewrite it with qemu-img convert")
-	}
-	heap.Push(&q.queue, r)
-	return nil
-}
-
-// read brings the stream to a region and reads it. What lies behind already is read by itself where the source can.
-func (q *qcow2) read(r region) error {
-	if r.host < q.at {
-		if q.o.At == nil {
-			return refused("this qcow2 cannot be read in one pass: its parts are not in order; serve it with range requests or as raw")
-		}
-		return q.take(r, bufio.NewReaderSize(io.NewSectionReader(q.o.At, r.host, r.length), int(min(r.length, 1<<20))))
-	}
-	for skip := r.host - q.at; skip > 0; {
-		n, err := q.source.Discard(int(min(skip, 1<<30)))
-		skip -= int64(n)
-		q.at += int64(n)
-		if err != nil {
-			return q.ended(err)
-		}
-	}
-	if r.kind == compressedData { // the next one may begin in the last sector of this one
-		packed, err := peek(q.source, int(r.length))
-		if err != nil {
-			return err
-		}
-		return q.unpack(r, packed)
-	}
-	q.at += r.length
-	return q.take(r, q.source)
-}
-
-// take consumes a region.
-func (q *qcow2) take(r region, from io.Reader) error {
-	switch r.kind {
-	case tableL1:
+// tables reads a table.
+func (q *qcow2) tables(r region, from io.Reader) error {
+	if r.kind == tableOne {
 		return q.readL1(r, from)
-	case tableL2:
-		return q.readL2(r, from)
-	case compressedData:
-		packed := make([]byte, r.length)
-		n, err := io.ReadFull(from, packed)
-		if err != nil && !errors.Is(err, io.ErrUnexpectedEOF) {
-			return q.ended(err)
-		}
-		return q.unpack(r, packed[:n])
-	default:
-		return q.copyData(r, from)
 	}
-}
-
-func (q *qcow2) ended(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		return refused("truncated: the qcow2 ends before its data does")
-	}
-	return err
+	return q.readL2(r, from)
 }
 
 func (q *qcow2) readL1(r region, from io.Reader) error {
@@ -265,7 +161,7 @@ func (q *qcow2) readL1(r region, from io.Reader) error {
 		if offset%q.cluster != 0 {
 			return refused("malformed qcow2: L2 table at offset %d", offset)
 		}
-		if err := q.push(region{kind: tableL2, host: offset, guest: i * perTable, length: q.cluster}); err != nil {
+		if err := q.push(region{kind: tableTwo, host: offset, guest: i * perTable, length: q.cluster}); err != nil {
 			return err
 		}
 	}
@@ -277,14 +173,6 @@ func (q *qcow2) readL2(r region, from io.Reader) error {
 	if _, err := io.ReadFull(from, table); err != nil {
 		return q.ended(err)
 	}
-	var run region
-	flush := func() error {
-		if run.length == 0 {
-			return nil
-		}
-		defer func() { run = region{} }()
-		return q.push(run)
-	}
 	guest := r.guest
 	for at := int64(0); at < r.length && guest < q.size; at += q.entryBytes() {
 		next, err := q.entry(table[at:], guest)
@@ -295,17 +183,11 @@ func (q *qcow2) readL2(r region, from io.Reader) error {
 		if next.length == 0 {
 			continue
 		}
-		whole := next.kind == plainData && run.kind == plainData && next.present == math.MaxUint32 && run.present == math.MaxUint32
-		if run.length > 0 && whole && run.host+run.length == next.host && run.guest+run.length == next.guest {
-			run.length += next.length
-			continue
-		}
-		if err := flush(); err != nil {
+		if err := q.data(next); err != nil {
 			return err
 		}
-		run = next
 	}
-	return flush()
+	return q.flush()
 }
 
 // entry reads one entry of an L2 table; a region of length 0 is a cluster of zeros.
@@ -315,7 +197,7 @@ func (q *qcow2) entry(raw []byte, guest int64) (region, error) {
 		bits := 62 - (uint(clusterBits(q.cluster)) - 8)
 		offset := int64(word & (1<<bits - 1))
 		sectors := int64(word&(1<<62-1)>>bits) + 1
-		return region{kind: compressedData, host: offset, guest: guest, length: sectors*512 - offset&511}, nil
+		return region{kind: packedData, host: offset, guest: guest, length: sectors*512 - offset&511}, nil
 	}
 	present := uint32(math.MaxUint32)
 	switch {
@@ -344,28 +226,8 @@ func clusterBits(cluster int64) int {
 	return bits
 }
 
-func (q *qcow2) copyData(r region, from io.Reader) error {
-	piece := q.piece
-	if r.present != math.MaxUint32 {
-		piece = piece[:q.cluster/32]
-	}
-	for done := int64(0); done < r.length; {
-		n := min(int64(len(piece)), r.length-done)
-		if _, err := io.ReadFull(from, piece[:n]); err != nil {
-			return q.ended(err)
-		}
-		if r.present == math.MaxUint32 || r.present>>(done/int64(len(piece)))&1 != 0 {
-			if err := q.write(piece[:n], r.guest+done); err != nil {
-				return err
-			}
-		}
-		done += n
-	}
-	return nil
-}
-
-// unpack writes one compressed cluster.
-func (q *qcow2) unpack(r region, packed []byte) error {
+// inflate writes one compressed cluster.
+func (q *qcow2) inflate(r region, packed []byte) error {
 	plain := make([]byte, q.cluster)
 	var from io.Reader
 	if q.zstd != nil {
@@ -383,12 +245,4 @@ func (q *qcow2) unpack(r region, packed []byte) error {
 		return refused("malformed qcow2: compressed cluster at offset %d: %v", r.host, err)
 	}
 	return q.write(plain, r.guest)
-}
-
-// write writes what lies inside the disk.
-func (q *qcow2) write(data []byte, guest int64) error {
-	if over := guest + int64(len(data)) - q.size; over > 0 {
-		data = data[:max(0, int64(len(data))-over)]
-	}
-	return writeSparse(q.o.To, data, guest)
 }

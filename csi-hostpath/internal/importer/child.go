@@ -26,6 +26,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"podvirt.dev/api"
 	"podvirt.dev/csi-hostpath/internal/fetch"
 	"podvirt.dev/csi-hostpath/internal/image"
 	"podvirt.dev/csi-hostpath/internal/sandbox"
@@ -161,10 +162,16 @@ func (w *worker) copy(start int64) error {
 	if stream := w.stream.Load(); stream.Ranged() {
 		o.At = stream
 	}
-	if err := image.Copy(source{w}, o); err != nil {
+	var err error
+	if w.job.Archive == api.ArchiveOVA {
+		err = image.CopyMember(source{w}, o, w.job.Member)
+	} else {
+		err = image.Copy(source{w}, o)
+	}
+	if err != nil {
 		return err
 	}
-	_, err := io.Copy(io.Discard, source{w}) // what follows the image counts for the digest
+	_, err = io.Copy(io.Discard, source{w}) // what follows the image counts for the digest
 	return err
 }
 

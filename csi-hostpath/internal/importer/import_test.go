@@ -55,7 +55,7 @@ func content() []byte {
 	return data
 }
 
-// images are files by name: FORMAT.COMPRESSION.
+// images are files by name: FORMAT.COMPRESSION. Those of other programs are not packed again.
 func images(t *testing.T) map[string][]byte {
 	t.Helper()
 	for _, program := range []string{"qemu-img", "gzip", "xz", "zstd", "bzip2"} {
@@ -67,6 +67,9 @@ func images(t *testing.T) map[string][]byte {
 		t.Fatal(err)
 	}
 	script := "qemu-img convert -O qcow2 raw qcow2; qemu-img convert -c -O qcow2 raw packed\n" +
+		"for f in vmdk vdi vhdx; do qemu-img convert -O $f raw $f.none; done; qemu-img convert -O vpc -o force_size=on raw vhd.none\n" +
+		"qemu-img convert -O vpc -o force_size=on,subformat=fixed raw fixed.none; qemu-img convert -O vmdk -o subformat=streamOptimized raw disk1.vmdk\n" +
+		"echo '<Envelope/>' >vm.ovf; tar cf appliance.ova vm.ovf disk1.vmdk; mv disk1.vmdk stream.none; rm vm.ovf\n" +
 		"for f in raw qcow2 packed; do cp $f $f.none; gzip -1 <$f >$f.gz; xz -0 <$f >$f.xz; zstd -q -1 <$f >$f.zst; bzip2 -1 <$f >$f.bz2; done"
 	cmd := exec.Command("sh", "-e", "-c", script)
 	cmd.Dir = dir

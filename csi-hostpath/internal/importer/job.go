@@ -51,6 +51,7 @@ type job struct {
 	Format      string
 	Compression string
 	Checksum    string
+	Archive     string
 	Member      string
 	Arch        string
 	Size        int64

@@ -187,7 +187,7 @@ func (r *Request) job() ([]byte, error) {
 	j := job{
 		URL: r.Import.Source, Format: r.Import.Format, Compression: r.Import.Compression, Checksum: r.Import.Checksum, Size: r.Size,
 		Memory: r.Memory, Headers: r.Import.Headers, Insecure: r.Import.Insecure, Start: r.Start, Tuning: r.Tuning,
-		Member: r.Import.Member, Arch: cmp.Or(r.Import.Arch, runtime.GOARCH),
+		Archive: r.Import.Archive, Member: r.Import.Member, Arch: cmp.Or(r.Import.Arch, runtime.GOARCH),
 	}
 	if j.Memory == 0 {
 		j.Memory = DefaultMemory
