@@ -49,6 +49,11 @@ func (p Plugin) add(ctx context.Context, conf netconf.Config, args *skel.CmdArgs
 	}
 	a := adding{plugin: p, conf: conf, args: args, vm: vm, store: journal.New(conf.StateDir)}
 	a.pod.Namespace, a.pod.Name, a.pod.UID = podOf(args.Args)
+	for _, server := range result.DNS.Nameservers {
+		if address, err := netip.ParseAddr(server); err == nil {
+			a.servers = append(a.servers, address)
+		}
+	}
 	entry := journal.Entry{}
 	err = locked(a.store, conf, args.ContainerID, args.IfName, func() error {
 		entry, err = a.run(ctx)
@@ -111,6 +116,8 @@ type adding struct {
 	vm     api.VM
 	pod    nicplan.Pod
 	store  journal.Store
+
+	servers []netip.Addr // of names, as the chain says; kubelet's are in the Pod's resolv.conf, where the launcher looks
 }
 
 func (a adding) run(ctx context.Context) (journal.Entry, error) {
@@ -228,7 +235,7 @@ func (a adding) spec(h *nl.Handle) (bind.Spec, error) {
 	owner := nicplan.Owner(a.conf, a.vm)
 	spec := bind.Spec{Owner: &owner, GatewayMAC: a.conf.Pod.GatewayMAC, Reserved: a.conf.Pod.Reserved, PortBase: a.conf.Pod.PortBase()}
 	for _, nic := range nics {
-		if err := overlaps(h, nic, ordered); err != nil {
+		if err := errors.Join(overlaps(h, nic, ordered), a.hides(nic)); err != nil {
 			return bind.Spec{}, err
 		}
 		if nic.MAC == nil {
@@ -308,6 +315,18 @@ func overlaps(h *nl.Handle, nic nicplan.NIC, interfaces []nicplan.Interface) err
 		for _, route := range routes {
 			if route.Destination.Bits() > 0 && route.Destination.Overlaps(in.Network) && !coversAll(route.Destination, in.Network) {
 				return fault.New(fault.Overlap, "guest network %s overlaps the route to %s", in.Network, route.Destination)
+			}
+		}
+	}
+	return nil
+}
+
+// hides refuses a network between tap and guest that hides a name server from the guest.
+func (a adding) hides(nic nicplan.NIC) error {
+	for _, in := range []nicplan.Inside{nic.V4, nic.V6} {
+		for _, server := range a.servers {
+			if in.On() && in.Network.Contains(server) {
+				return fault.New(fault.Overlap, "guest network %s contains the DNS server %s", in.Network, server)
 			}
 		}
 	}

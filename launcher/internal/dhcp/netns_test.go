@@ -28,6 +28,13 @@ import (
 // capabilities.
 const helperEnv = "PODVIRT_TEST_DHCP_TAP"
 
+// configEnv names the configuration of that server.
+const configEnv = "PODVIRT_TEST_DHCP_CONFIG"
+
+func configs() map[string]Config {
+	return map[string]Config{"": masquerade(), "routed": routed(), "second": second()}
+}
+
 func TestServer(t *testing.T) {
 	name := os.Getenv(helperEnv)
 	if name == "" {
@@ -38,7 +45,7 @@ func TestServer(t *testing.T) {
 	must(t, becomeLauncher())
 	link, err := nl.OpenTap(name, 0)
 	must(t, err)
-	server, err := New(masquerade(), link)
+	server, err := New(configs()[os.Getenv(configEnv)], link)
 	must(t, err)
 	fmt.Fprintln(os.Stdout, "ready")
 	must(t, server.Run(ctx))
@@ -172,9 +179,14 @@ func carry(from, to *os.File) {
 // serve runs the server in the Pod's namespace as uid 107 without any capability.
 func (n network) serve(t *testing.T) {
 	t.Helper()
+	n.serveAs(t, "")
+}
+
+func (n network) serveAs(t *testing.T, config string) {
+	t.Helper()
 	n.enter(t, n.pod)
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestServer$")
-	cmd.Env = append(os.Environ(), helperEnv+"=svc0")
+	cmd.Env = append(os.Environ(), helperEnv+"=svc0", configEnv+"="+config)
 	cmd.Stderr = os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	out, err := cmd.StdoutPipe()

@@ -186,7 +186,7 @@ func readWire(ns Namespace, nic *NIC, pod nl.Link) error {
 	}
 	for _, r := range routes {
 		switch {
-		case r.Link != pod.Index, r.Destination.Addr().IsLinkLocalUnicast():
+		case r.Link != pod.Index, r.Destination.Addr().Is6() && r.Destination.Addr().IsLinkLocalUnicast():
 		case r.Destination.Bits() == 0 && r.Gateway.Is4():
 			nic.Gateway4 = r.Gateway
 		case r.Destination.Bits() == 0:
@@ -197,6 +197,16 @@ func readWire(ns Namespace, nic *NIC, pod nl.Link) error {
 			nic.Routes = append(nic.Routes, r)
 		}
 	}
+	// A client installs routes in the order in which it is told: a gateway must be on link before it can be one.
+	slices.SortStableFunc(nic.Routes, func(a, b nl.Route) int {
+		switch {
+		case a.Gateway.IsValid() == b.Gateway.IsValid():
+			return 0
+		case b.Gateway.IsValid():
+			return -1
+		}
+		return 1
+	})
 	return nil
 }
 

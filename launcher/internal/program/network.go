@@ -146,6 +146,9 @@ func (n *network) answer(ctx context.Context, vm api.Machine, found []nics.NIC) 
 	for _, nic := range found {
 		n.mu.Lock()
 		known := n.serving[nic.Service]
+	if err := checkNameServers(vm, found, guest); err != nil {
+		return err
+	}
 		n.serving[nic.Service] = true
 		n.mu.Unlock()
 		if nic.Service == "" || known {
