@@ -24,6 +24,9 @@ func checkAnnotations(p *parser, vm *VM) {
 }
 
 func checkCPU(p *parser, vm *VM) {
+	if e := vm.CPU.Emulator; (e == EmulatorIsolated || e == EmulatorIsolatedEven) && !vm.CPU.Dedicated {
+		p.value("emulator-thread", p.word("emulator-thread"), "needs cpu-dedicated")
+	}
 	t := vm.CPU.Topology
 	if t == nil {
 		return

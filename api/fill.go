@@ -75,6 +75,8 @@ func (p *parser) cpu() CPU {
 		Arch:        p.word("arch"),
 		Model:       p.word("cpu-model"),
 		Max:         int(toInt(p.word("cpu-max"))),
+		Dedicated:   p.word("cpu-dedicated") == "true",
+		Emulator:    EmulatorThread(p.word("emulator-thread")),
 	}
 	if v := p.values["cpu-features"]; v != nil {
 		cpu.Features = v.set

@@ -79,6 +79,8 @@ type Machine struct {
 
 	// VCPUs at start; the product of CPU.Topology, which is always set here.
 	VCPUs int
+	// CPUs of its own that the container has, with CPU.Dedicated; 0 without.
+	CPUs int
 
 	// Overhead is what the cgroup must hold beyond guest memory (vm.md 2.5), the user's addition included.
 	Overhead MiB

@@ -88,9 +88,11 @@ func (r *resolver) cpu() {
 	}
 	r.cpuModel()
 	if cpu.Topology == nil {
-		cpu.Topology = &Topology{Sockets: 1, Dies: 1, Clusters: 1, Cores: int(max(1, (r.pod.Limits.CPU+999)/1000)), Threads: 1}
+		cores := cpu.Emulator.VCPUs(int((r.pod.Limits.CPU + 999) / 1000))
+		cpu.Topology = &Topology{Sockets: 1, Dies: 1, Clusters: 1, Cores: cores, Threads: 1}
 	}
 	r.m.VCPUs = cpu.Topology.VCPUs()
+	r.dedicated()
 	if cpu.Max == 0 {
 		cpu.Max = r.m.VCPUs
 	}

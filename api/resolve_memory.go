@@ -96,7 +96,7 @@ func (r *resolver) numa() {
 	written := r.word("numa")
 	if policy.Policy == "" {
 		policy.Policy = NUMANone
-		if m.HugepagesBacked {
+		if m.HugepagesBacked || m.CPU.Dedicated {
 			policy.Policy = NUMAAuto
 		}
 	}

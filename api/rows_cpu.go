@@ -107,13 +107,13 @@ func cpuRows() []Annotation {
 		},
 		{
 			Key: "cpu-dedicated", Group: group, Change: NewPod, Readers: []Program{Scheduler},
-			Value:   boolean().later("false"),
+			Value:   boolean(),
 			Default: "`false`",
-			Meaning: "one exclusive host CPU per vCPU",
+			Meaning: "one exclusive host CPU per vCPU: equal whole CPU requests and limits, in a Pod of class Guaranteed",
 		},
 		{
 			Key: "emulator-thread", Group: group, Change: NewPod, Readers: []Program{Scheduler},
-			Value:   word("shared isolated isolated-even").later("shared"),
+			Value:   word("shared isolated isolated-even"),
 			Default: "`shared`",
 			Meaning: "one more CPU for QEMU's own and IO threads, or as many as make the sum even",
 		},

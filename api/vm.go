@@ -74,6 +74,39 @@ type CPU struct {
 	Topology    *Topology
 	Max         int // podvirt.dev/cpu-max; 0: not given
 	NUMA        NUMA
+	Dedicated   bool           // podvirt.dev/cpu-dedicated: a CPU of the node for each vCPU, which nobody else uses
+	Emulator    EmulatorThread // podvirt.dev/emulator-thread; "": shared
+}
+
+// EmulatorThread is podvirt.dev/emulator-thread: where QEMU's own threads run.
+type EmulatorThread string
+
+// Where QEMU's own threads run. Only the first goes without dedicated CPUs.
+const (
+	EmulatorShared       EmulatorThread = "shared"        // on the CPUs of the vCPUs
+	EmulatorIsolated     EmulatorThread = "isolated"      // on one CPU more
+	EmulatorIsolatedEven EmulatorThread = "isolated-even" // on as many more as make the sum even
+)
+
+// CPUs returns how many CPUs that many vCPUs need with a CPU each.
+func (e EmulatorThread) CPUs(vcpus int) int {
+	switch e {
+	case EmulatorIsolated:
+		return vcpus + 1
+	case EmulatorIsolatedEven:
+		return vcpus + 2 - vcpus%2
+	default:
+		return vcpus
+	}
+}
+
+// VCPUs returns the most vCPUs that so many CPUs suffice for, at least 1.
+func (e EmulatorThread) VCPUs(cpus int) int {
+	vcpus := max(1, cpus)
+	for vcpus > 1 && e.CPUs(vcpus) > cpus {
+		vcpus--
+	}
+	return vcpus
 }
 
 // The values of podvirt.dev/cpu-model that are no model names.

@@ -62,6 +62,9 @@ func container(spec *corev1.PodSpec) *corev1.Container {
 // Check returns what is wrong with the Pod fields that are no annotations.
 func Check(pod *corev1.Pod) api.Errors {
 	errs := checkSpec(&pod.Spec)
+	if pod.Annotations[api.KeyCPUDedicated] == "true" {
+		errs = append(errs, checkGuaranteed(&pod.Spec)...)
+	}
 	if container(&pod.Spec) == nil {
 		errs = append(errs, api.Error{
 			Key:  api.LabelVM,
@@ -100,6 +103,31 @@ func checkSpec(spec *corev1.PodSpec) api.Errors {
 					port.ContainerPort, api.PortBase, api.PortStatus))
 			}
 		}
+	}
+	return errs
+}
+
+// checkGuaranteed names the containers that keep the Pod out of class Guaranteed, in which alone containers get CPUs of
+// their own. What is wrong with the CPUs of container vm is said of its annotation.
+func checkGuaranteed(spec *corev1.PodSpec) api.Errors {
+	var errs api.Errors
+	look := func(field string, c *corev1.Container) {
+		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
+			if c.Name == api.ContainerName && name == corev1.ResourceCPU {
+				continue
+			}
+			limit, request := c.Resources.Limits[name], c.Resources.Requests[name]
+			if limit.IsZero() || !request.IsZero() && request.Cmp(limit) != 0 {
+				key := fmt.Sprintf("spec.%s[%s].resources.limits.%s", field, c.Name, name)
+				errs = append(errs, api.Error{Key: key, Text: key + ": must be set and equal to the request: " + api.KeyCPUDedicated + " needs it in every container"})
+			}
+		}
+	}
+	for i := range spec.InitContainers {
+		look("initContainers", &spec.InitContainers[i])
+	}
+	for i := range spec.Containers {
+		look("containers", &spec.Containers[i])
 	}
 	return errs
 }

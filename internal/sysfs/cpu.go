@@ -22,13 +22,19 @@ func ThreadsPerCore(fsys fs.FS) (int, error) {
 	}
 	threads := 1
 	for _, cpu := range cpus {
-		siblings, err := list(fsys, cpuDir+"/cpu"+strconv.Itoa(cpu)+"/topology/thread_siblings_list")
-		if err != nil {
-			continue // a CPU that went offline between the two reads, or an architecture without topology
-		}
-		threads = max(threads, len(siblings))
+		threads = max(threads, len(Siblings(fsys, cpu)))
 	}
 	return threads, nil
+}
+
+// Siblings returns the CPUs that share a core with a CPU, itself included, in order. Of a CPU that has just gone offline,
+// and on architectures without topology, it is the CPU alone.
+func Siblings(fsys fs.FS, cpu int) []int {
+	siblings, err := list(fsys, cpuDir+"/cpu"+strconv.Itoa(cpu)+"/topology/thread_siblings_list")
+	if err != nil || len(siblings) == 0 {
+		return []int{cpu}
+	}
+	return siblings
 }
 
 // Processor is what /proc/cpuinfo says of the first CPU.

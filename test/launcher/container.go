@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -39,6 +40,20 @@ type containerSpec struct {
 	Single  bool   // the tap has one queue, as for every model but virtio
 	Held    bool   // the container's first process has a queue of the tap open
 	NoTun   bool   // there is no /dev/net/tun
+	CPUs    []int  // those that the container may use, as the kubelet's CPU manager gives them; empty: all
+}
+
+// confine keeps this thread, which becomes the container's first process, on some CPUs; none: on all.
+func confine(cpus []int) error {
+	if len(cpus) == 0 {
+		return nil
+	}
+	runtime.LockOSThread() // it stays this thread until it executes the container's program
+	var set unix.CPUSet
+	for _, cpu := range cpus {
+		set.Set(cpu)
+	}
+	return unix.SchedSetaffinity(0, &set)
 }
 
 // enter makes this process, which has its own mount, PID and network namespace, the first one of the container. It
@@ -52,6 +67,9 @@ func enter(text string) error {
 		if err := os.WriteFile(filepath.Join(spec.Cgroup, "cgroup.procs"), []byte("0"), 0o644); err != nil {
 			return err
 		}
+	}
+	if err := confine(spec.CPUs); err != nil {
+		return err
 	}
 	if err := makeNetwork(spec); err != nil {
 		return fmt.Errorf("network: %w", err)

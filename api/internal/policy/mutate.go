@@ -232,13 +232,15 @@ func resources() admissionv1.Mutation {
 	automatic := fmt.Sprintf(`variables.guest > 0 && !("memory" in %s) && %s != "off"`, current("limits"), setting("memory.auto-limits", "on"))
 	memory := fmt.Sprintf(`string(%s * 100 / int(%s) + (%s == "not-counted" ? 0 : variables.overhead)) + "Mi"`,
 		counted, setting("memory.overcommit-percent", "100"), setting("memory.guest-overhead", "counted"))
+	dedicated := fmt.Sprintf(`variables.a[?%s].orValue("") == "true"`, str(api.KeyCPUDedicated))
 	cpu := fmt.Sprintf(`[int(%s)].map(r, string((variables.vcpus * 1000 + r - 1) / r) + "m")[0]`, setting("cpu.allocation-ratio", "10"))
 	return mutation(
 		add(`!has(variables.c.resources.limits)`, at+` + "/resources/limits"`, `{}`),
 		add(`!has(variables.c.resources.requests)`, at+` + "/resources/requests"`, `{}`),
 		set(automatic, "limits", "memory", `string(`+counted+` + variables.overhead) + "Mi"`),
-		set(automatic, "requests", "memory", memory),
-		set(fmt.Sprintf(`!("cpu" in %s)`, current("limits")), "requests", "cpu", cpu),
+		// CPUs of one's own are never overcommitted, and the kubelet gives them to Pods of class Guaranteed only.
+		set(automatic, "requests", "memory", fmt.Sprintf(`%s ? string(%s + variables.overhead) + "Mi" : %s`, dedicated, counted, memory)),
+		set(fmt.Sprintf(`!(%s) && !("cpu" in %s)`, dedicated, current("limits")), "requests", "cpu", cpu),
 		add(`variables.page != "" && variables.guest > 0 && !("hugepages-" + variables.page in `+current("limits")+`)`,
 			at+` + "/resources/limits/hugepages-" + variables.page`, `string(variables.guest) + "Mi"`),
 		set(`!variables.tcg`, "limits", api.ResourceKVM, `"1"`),

@@ -52,8 +52,15 @@ func podRules() []admissionv1.Variable {
 		{Name: "memoryRules", Expression: memoryRules()},
 		{Name: "numaRules", Expression: numaRules()},
 		{Name: "hostDeviceRules", Expression: hostDeviceRules()},
+		{Name: "cpuLimit", Expression: milliCPU("variables.limits")},
+		{Name: "cpuRequest", Expression: `variables.vm.size() == 0 ? 0 : ` + milliCPU("variables.vm[0].?resources.?requests.orValue({})")},
+		{Name: "dedicatedRules", Expression: dedicatedRules()},
+		{Name: "guaranteedRules", Expression: guaranteedRules()},
 	}
-	parts := []string{"variables.fieldRules", "variables.pathRules", "variables.memoryRules", "variables.numaRules", "variables.hostDeviceRules"}
+	parts := []string{
+		"variables.fieldRules", "variables.pathRules", "variables.memoryRules", "variables.numaRules", "variables.hostDeviceRules",
+		"variables.dedicatedRules", "variables.guaranteedRules",
+	}
 	for _, g := range slices.Concat(split("podDiskRules", podDiskRules(), 2, asIs), split("lifeRules", lifeRules(), 2, asIs)) {
 		variables = append(variables, admissionv1.Variable{Name: g.name, Expression: g.expression})
 		parts = append(parts, "variables."+g.name)

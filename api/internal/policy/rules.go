@@ -56,11 +56,13 @@ func vcpuProduct() string {
 	return figure("sockets") + " * " + figure("dies") + " * " + figure("clusters") + " * " + figure("cores") + " * " + figure("threads")
 }
 
-// vcpus is the product of the topology, else the CPU limit rounded up, else 1.
+// vcpus is the product of the topology, else the CPU limit rounded up less what QEMU's own threads get of it, and at
+// least 1.
 func vcpus() string {
-	return fmt.Sprintf(`variables.o[?%s].optMap(t, %s).orValue(variables.limits[?"cpu"].optMap(q, [quantity(string(q)).asApproximateFloat()]
-  .map(f, double(int(f)) < f ? int(f) + 1 : int(f))[0]).optMap(n, n < 1 ? 1 : n).orValue(1))`,
-		str(api.KeyCPUTopology), vcpuProduct())
+	return fmt.Sprintf(`variables.o[?%[1]s].optMap(t, %[2]s).orValue(variables.limits[?"cpu"].optMap(q, [quantity(string(q)).asApproximateFloat()]
+  .map(f, double(int(f)) < f ? int(f) + 1 : int(f))[0]).optMap(n, n - (%[3]s == "isolated" ? 1 : %[3]s == "isolated-even" ? 1 + n %% 2 : 0))
+  .optMap(n, n < 1 ? 1 : n).orValue(1))`,
+		str(api.KeyCPUTopology), vcpuProduct(), good(api.KeyEmulatorThread))
 }
 
 func cpuRules() string {
@@ -71,8 +73,9 @@ func cpuRules() string {
   + [%[4]s].filter(n, n > 0 && %[6]s != "").map(n, [int(%[6]s), %[7]s]).map(p,
       p[0] < %[4]s ? %[8]s + string(p[0]) + " is below the " + string(%[4]s) + " vCPUs it starts with" :
       p[0] %% p[1] != 0 ? %[8]s + string(p[0]) + " is not a multiple of cores x threads = " + string(p[1]) : "").filter(l, l != "")
-).orValue([])`, str(api.KeyCPUTopology), topologyNames, begin, vcpuProduct(), api.MaxVCPUs, good(api.KeyCPUMax),
-		figure("cores")+" * "+figure("threads"), whole(api.KeyCPUMax))
+).orValue([]) + (%[9]s.startsWith("isolated") && %[10]s != "true" ? [%[11]s + "needs cpu-dedicated"] : [])`,
+		str(api.KeyCPUTopology), topologyNames, begin, vcpuProduct(), api.MaxVCPUs, good(api.KeyCPUMax),
+		figure("cores")+" * "+figure("threads"), whole(api.KeyCPUMax), good(api.KeyEmulatorThread), good(api.KeyCPUDedicated), whole(api.KeyEmulatorThread))
 }
 
 func firmwareRules() string {

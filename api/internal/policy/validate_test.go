@@ -199,6 +199,9 @@ func TestPolicyAgreesOnRules(t *testing.T) {
 		{api.KeyDisk + "root": "iops=10,iops-read=5,bps-max=1Mi,iops-max-length=1s"}, {api.KeyMemory: "4850Mi", api.KeyVideo: "vga,vram=64Mi"},
 		{api.KeyHugepages: "2Mi"}, {api.KeyHugepages: "1Gi", api.KeyMemory: "500Mi"}, {api.KeyHugepages: "64Ki", api.KeyMemory: "1Gi"},
 		{api.KeyHugepages: "2Mi", api.KeyMemory: "1Gi", api.KeyNUMA: "3"}, {api.KeyNUMA: "single"}, {api.KeyNUMA: "2", api.KeyCPUTopology: "cores=5"},
+		{api.KeyCPUDedicated: "true"}, {api.KeyEmulatorThread: "isolated"}, {api.KeyCPUDedicated: "true", api.KeyEmulatorThread: "isolated"},
+		{api.KeyCPUDedicated: "true", api.KeyEmulatorThread: "isolated-even", api.KeyCPUTopology: "cores=4"},
+		{api.KeyCPUDedicated: "true", api.KeyEmulatorThread: "isolated-even", api.KeyDisk + "root": "queues=8"},
 		{api.KeyHostname: strings.Repeat("x", 5000)}, {api.KeyMemory: "1Gi", "example.org/x": "\x00"},
 	} {
 		for name, change := range podChanges() {
@@ -240,6 +243,18 @@ func podChanges() map[string]func(*corev1.Pod) {
 		"other huge pages": func(pod *corev1.Pod) {
 			vm(pod).Resources.Limits["hugepages-2Mi"], vm(pod).Resources.Limits["hugepages-1Gi"] = resource.MustParse("3Mi"), resource.MustParse("1Gi")
 			pod.Spec.SecurityContext = &corev1.PodSecurityContext{SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}}
+		},
+		"whole CPUs": func(pod *corev1.Pod) {
+			vm(pod).Resources.Limits[corev1.ResourceCPU] = resource.MustParse("5")
+			vm(pod).Resources.Requests = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("5120Mi")}
+			pod.Spec.InitContainers = []corev1.Container{{Name: "first"}}
+		},
+		"other CPUs": func(pod *corev1.Pod) {
+			vm(pod).Resources.Limits[corev1.ResourceCPU] = resource.MustParse("4")
+			vm(pod).Resources.Requests = corev1.ResourceList{
+				corev1.ResourceCPU: resource.MustParse("1100m"), corev1.ResourceMemory: resource.MustParse("1Gi"),
+			}
+			pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Name: "s", Image: "x"})
 		},
 		"huge pages": func(pod *corev1.Pod) { vm(pod).Resources.Limits["hugepages-2Mi"] = resource.MustParse("1Gi") },
 	}

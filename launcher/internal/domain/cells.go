@@ -1,6 +1,9 @@
 package domain
 
 import (
+	"slices"
+	"strconv"
+
 	"libvirt.org/go/libvirtxml"
 
 	"podvirt.dev/api"
@@ -12,6 +15,14 @@ type Cells struct {
 	List []Cell // one per guest cell
 	// Memory says that the container may bind memory; without it pages come from where they are touched first.
 	Memory bool
+	// Flat leaves the guest with one cell, whatever the number of the node's.
+	Flat bool
+}
+
+// Pins are CPUs of the VM's own; the zero value pins nothing.
+type Pins struct {
+	VCPUs    []int // one CPU of the node for each vCPU
+	Emulator []int // where QEMU's other threads run
 }
 
 // Cell is one NUMA cell of the node.
@@ -35,9 +46,27 @@ func (b *builder) bind(d *libvirtxml.Domain) {
 	if cells.Memory {
 		d.NUMATune = &libvirtxml.DomainNUMATune{Memory: &libvirtxml.DomainNUMATuneMemory{Mode: "strict", Nodeset: sysfs.FormatList(ids)}}
 	}
-	if len(cells.List) > 1 {
+	if len(cells.List) > 1 && !cells.Flat {
 		b.guestCells(d)
 	}
+}
+
+// pin gives every vCPU its CPU, and keeps QEMU's other threads on theirs (VM-024).
+func (b *builder) pin(d *libvirtxml.Domain) {
+	pins := b.host.Pins
+	if len(pins.VCPUs) == 0 {
+		return
+	}
+	others := sysfs.FormatList(pins.Emulator)
+	d.VCPU.CPUSet = sysfs.FormatList(slices.Concat(pins.VCPUs, pins.Emulator))
+	tune := &libvirtxml.DomainCPUTune{EmulatorPin: &libvirtxml.DomainCPUTuneEmulatorPin{CPUSet: others}}
+	for v, cpu := range pins.VCPUs {
+		tune.VCPUPin = append(tune.VCPUPin, libvirtxml.DomainCPUTuneVCPUPin{VCPU: uint(v), CPUSet: strconv.Itoa(cpu)})
+	}
+	for thread := range d.IOThreads {
+		tune.IOThreadPin = append(tune.IOThreadPin, libvirtxml.DomainCPUTuneIOThreadPin{IOThread: thread + 1, CPUSet: others})
+	}
+	d.CPUTune = tune
 }
 
 // guestCells divides vCPUs and memory among the guest's cells, as the scheduler has counted them.

@@ -28,6 +28,7 @@ type Host struct {
 	Firmware  Firmware
 	Kernel    Kernel
 	Cells     Cells
+	Pins      Pins
 	Addresses Layout // PCI addresses by device, from NewLayout
 }
 
@@ -114,6 +115,7 @@ func Build(vm api.Machine, host Host) (*libvirtxml.Domain, error) {
 		},
 	}
 	b.bind(d)
+	b.pin(d)
 	devices, err := b.devices()
 	if err != nil {
 		return nil, err

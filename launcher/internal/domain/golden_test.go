@@ -32,6 +32,7 @@ type golden struct {
 	Buffered    []string          `json:"buffered"` // disks whose file system has no O_DIRECT
 	Seed        bool              `json:"seed"`
 	Cells       Cells             `json:"cells"`
+	Pins        Pins              `json:"pins"`
 }
 
 // TestBuild compares testdata/NAME.yaml with testdata/NAME.xml; go test -update writes the latter.
@@ -94,7 +95,7 @@ func buildGolden(t *testing.T, file string) string {
 		}
 		host.NICs = append(host.NICs, n)
 	}
-	host.Cells = in.Cells
+	host.Cells, host.Pins = in.Cells, in.Pins
 	all := vm
 	all.NICs = nil
 	for _, n := range host.NICs {

@@ -32,11 +32,17 @@ func (s *starter) cells(logger klog.Logger, p *plan) error {
 	if err != nil {
 		return err
 	}
-	list, err := own.cells(s.vm.Placement.Cells, all)
+	chosen, moved := s.vm.Placement.Cells, false
+	if s.vm.CPU.Dedicated {
+		if chosen, moved, err = s.follow(logger, own, all); err != nil {
+			return err
+		}
+	}
+	list, err := own.cells(chosen, all)
 	if err != nil {
 		return err
 	}
-	p.host.Cells = domain.Cells{List: list, Memory: mayBindMemory()}
+	p.host.Cells = domain.Cells{List: list, Memory: mayBindMemory(), Flat: moved}
 	if p.host.Cells.Memory {
 		return nil
 	}

@@ -54,6 +54,7 @@ func (s *starter) Start(ctx context.Context) (virt.Domain, error) {
 		{Name: "seed", Do: func(ctx context.Context) error { return s.seed(klog.FromContext(ctx), p, s.network.list()) }},
 		{Name: "claim", Do: s.claim(p), Undo: func(context.Context) error { s.release(); return nil }},
 		{Name: "cells", Do: func(ctx context.Context) error { return s.cells(klog.FromContext(ctx), p) }},
+		{Name: "CPUs", Do: func(context.Context) error { return s.dedicated(p) }},
 		{Name: "build", Do: func(context.Context) error { return s.build(p) }},
 		{Name: "define", Do: func(ctx context.Context) error { return s.define(ctx, p) }, Undo: p.undefine},
 		{Name: "start", Do: func(ctx context.Context) error { return s.start(ctx, p) }, Undo: p.destroy},
