@@ -39,6 +39,32 @@ func (p *planner) mac(o api.NIC, name string, itf Interface) net.HardwareAddr {
 	return mac
 }
 
+// sameMAC refuses a MAC that somebody asks for and that the VM has twice. Interfaces that have one MAC by themselves, as those
+// of one ipvlan have, are let be.
+func (p *planner) sameMAC(nics []NIC, interfaces []Interface) {
+	of := make(map[string]net.HardwareAddr, len(interfaces))
+	for _, itf := range interfaces {
+		of[itf.Name] = itf.MAC
+	}
+	had := map[string]NIC{}
+	for _, nic := range nics {
+		mac := nic.MAC
+		if mac == nil {
+			mac = of[nic.Interface]
+		}
+		first, twice := had[mac.String()]
+		if twice && (p.wants(first) || p.wants(nic)) {
+			p.refuse(nic.Name, "mac=%s: also on nic.%s", mac, first.Name)
+		}
+		if !twice {
+			had[mac.String()] = nic
+		}
+	}
+}
+
+// wants says whether the NIC's MAC was written by somebody, in its own annotation or in that of the networks.
+func (p *planner) wants(nic NIC) bool { return nic.MAC != nil || p.asked[nic.Interface] != nil }
+
 func (p *planner) masqueraded(o api.NIC, name string) bool {
 	return name == Default && cmp.Or(o.Binding, p.config.Pod.DefaultBinding) == api.BindingMasquerade
 }

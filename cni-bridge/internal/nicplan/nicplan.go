@@ -26,6 +26,8 @@ type Pod struct {
 // Interface is one of the Pod that a guest NIC may be made of.
 type Interface struct {
 	Name     string
+	MAC      net.HardwareAddr
+	MTU      int            // bytes
 	Prefixes []netip.Prefix // its addresses without link-local ones
 	Guarded  string         // port on the node by which only its MAC may leave; "": none
 	Derive   bool           // of a network of ours that was asked for no MAC: the guest's is derived
@@ -119,9 +121,13 @@ func Make(c netconf.Config, vm api.VM, pod Pod, interfaces []Interface) ([]NIC, 
 		if nic.Binding == api.BindingNone {
 			continue
 		}
+		if mtu := options[name].MTU; mtu > itf.MTU {
+			p.refuse(name, "mtu=%d: above the %d of %s", mtu, itf.MTU, itf.Name)
+		}
 		nic.Index = len(nics)
 		nics = append(nics, nic)
 	}
+	p.sameMAC(nics, interfaces)
 	for _, o := range vm.NICs {
 		if !slices.Contains(names, o.Name) {
 			p.refuse(o.Name, "no such NIC: %s%s", strings.Join(names, ", "), netconf.Nearest(o.Name, names))

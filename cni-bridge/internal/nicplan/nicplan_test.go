@@ -210,3 +210,41 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestAgainstThePod: what an annotation asks for and the Pod's interfaces do not allow (NW-039, NW-063).
+func TestAgainstThePod(t *testing.T) {
+	mac := func(last byte) net.HardwareAddr { return net.HardwareAddr{2, 0xaa, 0, 0, 0, last} }
+	interfaces := append(eth0("192.0.2.2/24"), Interface{Name: "net1", MAC: mac(1), MTU: 1500}, Interface{Name: "net2", MAC: mac(2), MTU: 9000},
+		Interface{Name: "net3", MAC: mac(3), MTU: 1500}, Interface{Name: "net4", MAC: mac(3), MTU: 1500})
+	const both = `[{"name":"a","interface":"net3","mac":"02:aa:00:00:00:03"},{"name":"b","interface":"net4","mac":"02:aa:00:00:00:03"}]`
+	for name, row := range map[string]struct {
+		nics     []api.NIC
+		networks string
+		want     string
+	}{
+		"as large as the Pod's":      {nics: []api.NIC{{Name: "net1", MTU: 1500}, {Name: "net2", MTU: 9000}}},
+		"larger than the Pod's":      {nics: []api.NIC{{Name: "net1", MTU: 9000}}, want: "net1: mtu=9000: above the 1500 of net1"},
+		"of an interface that stays": {nics: []api.NIC{{Name: "net1", MTU: 9000, Binding: api.BindingNone}}},
+		"one MAC twice by itself":    {},
+		"one MAC asked for twice": {
+			nics: []api.NIC{{Name: "net1", MAC: "02:aa:00:00:00:10"}, {Name: "net2", MAC: "02:aa:00:00:00:10"}},
+			want: "net2: mac=02:aa:00:00:00:10: also on nic.net1",
+		},
+		"that of another interface":   {nics: []api.NIC{{Name: "net1", MAC: "02:AA:00:00:00:02"}}, want: "net2: mac=02:aa:00:00:00:02: also on nic.net1"},
+		"asked for twice of networks": {networks: both, want: "net4: mac=02:aa:00:00:00:03: also on nic.net3"},
+		"changed places":              {nics: []api.NIC{{Name: "net1", MAC: "02:aa:00:00:00:02"}, {Name: "net2", MAC: "02:aa:00:00:00:01"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := config()
+			c.Annotations = map[string]string{NetworksAnnotation: row.networks}
+			_, err := Make(c, api.VM{Name: "web", NICs: row.nics}, Pod{}, interfaces)
+			got := ""
+			if f, ok := errors.AsType[*fault.Error](err); ok {
+				got = strings.TrimPrefix(f.Message, "annotation refused: podvirt.dev/nic.")
+			}
+			if got != row.want || (err == nil) != (got == "") {
+				t.Errorf("%v; want %q", err, row.want)
+			}
+		})
+	}
+}

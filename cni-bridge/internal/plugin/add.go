@@ -214,7 +214,7 @@ func (a adding) spec(h *nl.Handle) (bind.Spec, error) {
 		if err != nil {
 			return bind.Spec{}, err
 		}
-		itf := a.network(link.Name)
+		itf := a.network(link)
 		for _, address := range addresses {
 			if !address.LinkLocal {
 				itf.Prefixes = append(itf.Prefixes, address.Prefix)
@@ -261,9 +261,9 @@ func spoofLocked(conf netconf.Config, act func() error) (err error) {
 }
 
 // network is an interface of the Pod with what our network mode knows about it, where that made it.
-func (a adding) network(name string) nicplan.Interface {
-	itf := nicplan.Interface{Name: name}
-	made, err := journal.Networks(a.conf.StateDir).Load(a.args.ContainerID, name)
+func (a adding) network(link nl.Link) nicplan.Interface {
+	itf := nicplan.Interface{Name: link.Name, MAC: link.MAC, MTU: link.MTU}
+	made, err := journal.Networks(a.conf.StateDir).Load(a.args.ContainerID, link.Name)
 	if err != nil || made.LAN == nil || made.Netns != a.args.Netns {
 		return itf
 	}

@@ -137,6 +137,12 @@ func TestErrors(t *testing.T) {
 			want: "podvirt.dev/nic.default: ip-family=46: eth0 has no IPv6 address"},
 		"name taken": {annotations: vmPod(""), options: world.Options{Extra: []string{"svc0"}}, previous: true, code: 108,
 			want: "the Pod has an interface svc0 already (veth)"},
+		"larger frames than the Pod's": {annotations: vmPod("mtu=9000"), previous: true, code: 100,
+			want: "podvirt.dev/nic.default: mtu=9000: above the 1500 of eth0"},
+		"one MAC twice": {annotations: map[string]string{
+			"podvirt.dev/nic.default": "mac=02:aa:00:00:00:10", "podvirt.dev/nic.net1": "mac=02-AA-00-00-00-10",
+		}, options: world.Options{Extra: []string{"net1"}}, previous: true, code: 100,
+			want: "podvirt.dev/nic.net1: mac=02:aa:00:00:00:10: also on nic.default"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newAttachment(t, row.options, row.annotations)

@@ -78,14 +78,7 @@ func TestManyAttachmentsLeaveNothing(t *testing.T) {
 		t.Errorf("%d open files; after the first round %d", now, files)
 	}
 	noJournal(t, a)
-	late := holds(t)
-	t.Logf("kernel: %+v after a tenth, %+v at the end", early, late)
-	if late.programs > early.programs+rounds/2 {
-		t.Errorf("%d BPF programs; after a tenth of the rounds %d", late.programs, early.programs)
-	}
-	if late.slab > early.slab+64<<10 && rounds >= 1000 { // in fewer rounds others fill more than a leak would
-		t.Errorf("%d KiB of unreclaimable slab; after a tenth of the rounds %d", late.slab, early.slab)
-	}
+	notMore(t, rounds, early)
 	slices.Sort(adds)
 	slices.Sort(dels)
 	t.Logf("ADD median %s, 99 %% %s; DEL median %s, 99 %% %s", adds[rounds/2], adds[rounds*99/100], dels[rounds/2], dels[rounds*99/100])
@@ -96,6 +89,27 @@ func TestManyAttachmentsLeaveNothing(t *testing.T) {
 type kernelHolds struct {
 	programs int
 	slab     int // KiB that the kernel cannot reclaim
+}
+
+// holdsPatience is how long what others hold may hide that an attachment leaves nothing.
+const holdsPatience = 10 * time.Minute
+
+// notMore wants the kernel to hold what it held early. What others take they give back, a leak stays.
+func notMore(t *testing.T, rounds int, early kernelHolds) {
+	t.Helper()
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for deadline := time.Now().Add(holdsPatience); ; <-tick.C {
+		late := holds(t)
+		// In fewer rounds others fill more than a leak would.
+		if late.programs <= early.programs+rounds/2 && (late.slab <= early.slab+64<<10 || rounds < 1000) {
+			t.Logf("kernel: %+v after a tenth, %+v at the end", early, late)
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("kernel: %+v after a tenth of the rounds, %+v at the end and %s later", early, late, holdsPatience)
+		}
+	}
 }
 
 func holds(t *testing.T) kernelHolds {
