@@ -14,10 +14,10 @@ import (
 	"podvirt.dev/internal/nl"
 )
 
-// TestAwaitFree holds taps as a QEMU does that is slow to die.
+// TestAwaitFree holds taps as a QEMU does that is slow to die. Other tests have taps too, whose processes are in the same /proc.
 func TestAwaitFree(t *testing.T) {
 	h := inNamespace(t)
-	for name, flags := range map[string]uint16{"tap0": 0, "tap1": unix.IFF_MULTI_QUEUE} {
+	for name, flags := range map[string]uint16{"tap931": 0, "tap932": unix.IFF_MULTI_QUEUE} {
 		makeTap(t, h, name, text(t, alias("default", "eth0")), nl.Tap{MultiQueue: flags != 0})
 		found := []NIC{{Tap: name}}
 		if err := AwaitFree(t.Context(), h, found, os.DirFS("/proc")); err != nil {
