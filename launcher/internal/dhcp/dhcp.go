@@ -53,9 +53,10 @@ type V4 struct {
 
 // V6 is the IPv6 part.
 type V6 struct {
-	Address netip.Prefix // the guest's; invalid: DHCPv6 gives no address
-	Server  netip.Addr   // link-local source of our packets
-	Router  bool         // whether Server is the guest's default router
+	Address netip.Prefix   // the guest's; invalid: DHCPv6 gives no address
+	Server  netip.Addr     // link-local source of our packets
+	Router  bool           // whether Server is the guest's default router
+	Routes  []netip.Prefix // behind Server where it is not (RFC 4191)
 }
 
 // ErrConfig is wrapped by the errors of [Config.Validate].

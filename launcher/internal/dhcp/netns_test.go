@@ -32,7 +32,7 @@ const helperEnv = "PODVIRT_TEST_DHCP_TAP"
 const configEnv = "PODVIRT_TEST_DHCP_CONFIG"
 
 func configs() map[string]Config {
-	return map[string]Config{"": masquerade(), "routed": routed(), "second": second()}
+	return map[string]Config{"": masquerade(), "routed": routed(), "second": second(), "beside": beside()}
 }
 
 func TestServer(t *testing.T) {

@@ -3,6 +3,7 @@ package dhcp
 import (
 	"encoding/hex"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"podvirt.dev/api"
@@ -49,11 +50,39 @@ func Plan(nic nics.NIC, options api.NIC, guest Guest) Config {
 			c.V4.Router = nic.Gateway4
 		}
 	}
+	beside := nic.Binding == string(api.BindingMasquerade) && !router
 	if nic.Guest6.IsValid() && nic.LinkLocal.IsValid() {
 		c.V6 = V6{Address: nic.Guest6, Server: nic.LinkLocal, Router: router && !owned}
 		c.RA = options.RA != "off"
 	}
+	if beside {
+		c.keepPodNetwork(nic)
+	}
 	return c
+}
+
+// keepPodNetwork tells a guest whose default route is elsewhere what it still reaches through the Pod: the networks of the
+// Pod's own routes, and its name servers (NW-050). A cluster whose Services are behind the Pod's default route alone
+// needs a route of the guest's own to them.
+func (c *Config) keepPodNetwork(nic nics.NIC) {
+	var networks []netip.Prefix
+	for _, r := range nic.Routes {
+		networks = append(networks, r.Destination)
+	}
+	for _, server := range c.DNS {
+		if !slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(server) }) {
+			networks = append(networks, netip.PrefixFrom(server, server.BitLen()))
+		}
+	}
+	c.V4.Routes = nil
+	for _, network := range networks {
+		switch {
+		case network.Addr().Is6():
+			c.V6.Routes = append(c.V6.Routes, network)
+		case nic.Gateway4.IsValid() && c.V4.Address.IsValid() && !c.V4.Address.Contains(network.Addr()):
+			c.V4.Routes = append(c.V4.Routes, Route{Destination: network, Gateway: nic.Gateway4})
+		}
+	}
 }
 
 // routes are the classless static routes of DHCPv4.

@@ -23,8 +23,12 @@ const (
 	optionSourceLink = 1
 	optionPrefix     = 3
 	optionMTU        = 5
+	optionRoute      = 24
 	optionRDNSS      = 25
 	optionDNSSL      = 31
+
+	// maxRoutes keeps an advertisement in one frame.
+	maxRoutes = 16
 
 	minInterval = 200 * time.Second
 	maxInterval = 600 * time.Second
@@ -60,6 +64,11 @@ func (c Config) advertisement() []byte {
 		m = binary.BigEndian.AppendUint32(m, infinite)
 		m = append(m, 0, 0, 0, 0)
 		m = append(m, prefix.Masked().Addr().AsSlice()...)
+	}
+	for _, network := range c.V6.Routes[:min(len(c.V6.Routes), maxRoutes)] { // RFC 4191 section 2.3
+		m = append(m, optionRoute, 3, byte(network.Bits()), 0)
+		m = binary.BigEndian.AppendUint32(m, infinite)
+		m = append(m, network.Masked().Addr().AsSlice()...)
 	}
 	return c.appendDNS(m)
 }

@@ -39,6 +39,18 @@ func second() Config {
 	return Plan(nic, api.NIC{}, Guest{DefaultRoute: "net1"})
 }
 
+// beside is the masqueraded pod network of a guest whose default route is elsewhere.
+func beside() Config {
+	nic := pod("10.0.2.2/24", nl.Route{Destination: netip.MustParsePrefix("10.244.1.0/24")},
+		nl.Route{Destination: netip.MustParsePrefix("10.96.0.0/12"), Gateway: netip.MustParseAddr("10.244.1.1")},
+		nl.Route{Destination: netip.MustParsePrefix("fd00:96::/112"), Gateway: netip.MustParseAddr("fd00:244::1")})
+	nic.Binding, nic.Gateway4, nic.Server4 = string(api.BindingMasquerade), netip.MustParseAddr("10.0.2.1"), netip.Addr{}
+	nic.Guest6, nic.LinkLocal = netip.MustParsePrefix("fd10:0:2::2/120"), netip.MustParseAddr("fe80::ff:fe00:0")
+	return Plan(nic, api.NIC{}, Guest{
+		DefaultRoute: "net1", Resolv: ParseResolv("nameserver 10.96.0.10\nnameserver 192.0.2.53\nnameserver fd00:53::1"),
+	})
+}
+
 // install does with busybox' udhcpc what its usual script does (RFC 3442): where there are static routes, the router is ignored.
 const install = `#!/bin/sh
 [ "$1" = bound ] || exit 0
@@ -64,6 +76,10 @@ func TestRoutesOfTheGuest(t *testing.T) {
 		"default route elsewhere": {
 			"second", "staticroutes='10.96.0.0/12 10.244.1.1 10.244.0.0/16 10.244.1.1'",
 			[]string{"10.96.0.0/12 10.244.1.1", "10.244.0.0/16 10.244.1.1", "10.244.1.0/24 on link"},
+		},
+		"default route elsewhere, masqueraded": {
+			"beside", "staticroutes='10.244.1.0/24 10.0.2.1 10.96.0.0/12 10.0.2.1 192.0.2.53/32 10.0.2.1'",
+			[]string{"10.244.1.0/24 10.0.2.1", "10.96.0.0/12 10.0.2.1", "192.0.2.53/32 10.0.2.1", "10.0.2.0/24 on link"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -99,6 +115,31 @@ func TestRoutesOfTheGuest(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestRoutesByAdvertisement: a guest whose default route is elsewhere learns by router advertisement what is behind the Pod,
+// and no default route.
+func TestRoutesByAdvertisement(t *testing.T) {
+	n := newNetwork(t)
+	n.enter(t, n.guest)
+	must(t, os.WriteFile("/proc/sys/net/ipv6/conf/eth0/accept_ra_rt_info_max_plen", []byte("128"), 0o644)) // networkd's own way takes all
+	n.serveAs(t, "beside")
+	n.enter(t, n.guest)
+	h := handle(t)
+	waitFor(t, "the routes of the advertisement", func() bool {
+		routes, err := h.Routes()
+		must(t, err)
+		left := map[string]bool{"fd00:96::/112": true, "fd00:53::1/128": true}
+		for _, r := range routes {
+			if r.Gateway == netip.MustParseAddr("fe80::ff:fe00:0") {
+				if r.Destination.Bits() == 0 {
+					t.Fatal("the guest has a default route by the Pod")
+				}
+				delete(left, r.Destination.String())
+			}
+		}
+		return len(left) == 0
+	})
 }
 
 // TestDhclientRoutes: the other client says the routes in its own form, the prefix length first.

@@ -42,7 +42,7 @@ type NIC struct {
 	Gateway6   netip.Addr       // invalid: none
 	LinkLocal  netip.Addr       // of the guest tap's end in the Pod; invalid: no IPv6 there
 	Server4    netip.Addr       // whom the guest knows the launcher by; invalid: Gateway4
-	Routes     []nl.Route       // with wire: those of the Pod interface but its own subnet and the default
+	Routes     []nl.Route       // those of the Pod interface but the default; with wire and bridge but its own subnet as well
 	OnLink     bool             // with wire and bridge: the own IPv4 subnet is reached without a gateway
 }
 
@@ -150,6 +150,8 @@ func read(ns Namespace, link nl.Link, uid int) (NIC, bool, error) {
 // readOwned adds what a NIC has whose guest owns the Pod interface.
 func readOwned(ns Namespace, nic *NIC, pod, service nl.Link) error {
 	switch api.Binding(nic.Binding) {
+	case api.BindingMasquerade:
+		return readMasqueraded(ns, nic, pod)
 	case api.BindingWire:
 		return errors.Join(readService(ns, nic, service), readWire(ns, nic, pod))
 	case api.BindingBridge: // the interface has nothing any more
@@ -173,6 +175,20 @@ func readService(ns Namespace, nic *NIC, service nl.Link) error {
 			nic.Server4 = address
 		} else {
 			nic.LinkLocal = address
+		}
+	}
+	return nil
+}
+
+// readMasqueraded adds what the Pod reaches by its interface without the default route.
+func readMasqueraded(ns Namespace, nic *NIC, pod nl.Link) error {
+	routes, err := ns.Routes()
+	if err != nil {
+		return fmt.Errorf("routes of %s: %w", pod.Name, err)
+	}
+	for _, r := range routes {
+		if r.Link == pod.Index && r.Destination.Bits() > 0 && !r.Destination.Addr().IsLinkLocalUnicast() {
+			nic.Routes = append(nic.Routes, r)
 		}
 	}
 	return nil
