@@ -153,7 +153,7 @@ func nicOptions() []Option {
 		{"spoof-check", onOff().later(""), "`on` on the pod network with wire, bridge", "drops foreign source addresses"},
 		{"pci", pciAddress().later(""), "stable layout", "guest address"},
 		{"tag", text(63).later(""), "none", "role in the guest's device metadata"},
-		{"acpi-index", integer(1, 16383).later(""), "none", "guest name eno<n>"},
+		{"acpi-index", integer(1, 16383), "none", "guest name eno<n>"},
 		{"resource", pattern(resourcePattern, "want domain/name").later(""), "NAD's resourceName", "resource that holds the device"},
 		{"failover", pattern(DeviceNamePattern, "not a NIC name").later(""), "none", "standby pair of a VF"},
 		{"socket", pattern(absolutePath, "not an absolute path").later(""), "none", "vhostuser socket"},

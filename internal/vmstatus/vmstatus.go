@@ -59,6 +59,8 @@ type NIC struct {
 	MAC     string   `json:"mac"`
 	IPs     []string `json:"ips,omitempty"` // with prefix
 	Binding string   `json:"binding"`
+	Link    string   `json:"link,omitempty"`   // up or down
+	Queues  int      `json:"queues,omitempty"` // pairs
 	Source  string   `json:"source,omitempty"` // of IPs: guest-agent or dhcp
 }
 

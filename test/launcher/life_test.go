@@ -485,20 +485,3 @@ func TestFirmware(t *testing.T) {
 		}
 	}
 }
-
-// TestTap gives the guest a NIC on a tap that belongs to the launcher's user, with two queues.
-func TestTap(t *testing.T) {
-	p := newPod(t, map[string]string{"nic.default": "binding=masquerade", "cpu-topology": "cores=2"})
-	p.spec.Tap = true
-	v := p.start()
-	v.booted(1)
-	s := v.login()
-	s.typeLine("ifconfig eth0 10.0.2.2 netmask 255.255.255.0; cat /sys/class/net/eth0/address /sys/class/net/eth0/mtu; " +
-		"ls /sys/class/net/eth0/queues; ping -c 3 -s 1400 10.0.2.1; echo en''d")
-	s.out.wait(t, `\bend\b`, 1)
-	for _, want := range []string{guestMAC, strconv.Itoa(guestMTU), `rx-1`, `3 packets received`} {
-		if !strings.Contains(s.out.String(), want) {
-			t.Errorf("the guest says %q; want %q", s.out, want)
-		}
-	}
-}

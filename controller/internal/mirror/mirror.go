@@ -94,6 +94,7 @@ func Of(s vmstatus.Status, told Told) Document {
 	for _, n := range s.NICs {
 		nic := vmstatus.NIC{
 			Name: word(n.Name), Pod: word(n.Pod), Guest: word(n.Guest), MAC: word(n.MAC), Binding: word(n.Binding), Source: word(n.Source),
+			Link: word(n.Link), Queues: n.Queues,
 		}
 		for _, ip := range n.IPs {
 			nic.IPs = append(nic.IPs, word(ip))

@@ -235,6 +235,9 @@ func (b *builder) nic(n NIC) libvirtxml.DomainInterface {
 	if o.Link == "down" {
 		iface.Link = &libvirtxml.DomainInterfaceLink{State: "down"}
 	}
+	if o.ACPIIndex > 0 {
+		iface.ACPI = &libvirtxml.DomainDeviceACPI{Index: uint(o.ACPIIndex)}
+	}
 	if order := b.bootOrder("nic", o.Name); order > 0 {
 		iface.Boot = &libvirtxml.DomainDeviceBoot{Order: order}
 	}

@@ -47,6 +47,7 @@ func ctlVerbs() map[string]ctlVerb {
 		"agent":    {none, 1, "ask the guest agent: ping, info, os, fs, users, nics, time"},
 		"freeze":   {timeout, 0, "freeze the guest's file systems"},
 		"thaw":     {none, 0, "thaw them"},
+		"update":   {none, 3, "nic [NAME] link=up or link=down: plug or pull the virtual cable"},
 		"probe":    {none, -1, "agent, exec -- CMD, fs MOUNT --min-free 5%, or state WORD"},
 		"console": {func(f *pflag.FlagSet) {
 			f.Int("port", 0, "serial port")

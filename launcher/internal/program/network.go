@@ -24,12 +24,14 @@ import (
 type network struct {
 	mu      sync.Mutex
 	found   []nics.NIC
-	serving map[string]bool // by service tap
-	proxied bool            // the Pod's loopback is carried to the guest
-	told    bool            // that the kernel carries no packets
+	cables  map[string]domain.Cable // by NIC, of the guest that runs
+	links   map[string]string       // by NIC, what its annotation said last: up or down
+	serving map[string]bool         // by service tap
+	proxied bool                    // the Pod's loopback is carried to the guest
+	told    bool                    // that the kernel carries no packets
 }
 
-func newNetwork() *network { return &network{serving: map[string]bool{}} }
+func newNetwork() *network { return &network{serving: map[string]bool{}, links: map[string]string{}} }
 
 // list returns the NICs that were found.
 func (n *network) list() []nics.NIC {
@@ -58,6 +60,7 @@ func (n *network) connect(ctx context.Context, vm api.Machine) ([]domain.NIC, er
 	n.mu.Lock()
 	n.found = found
 	n.mu.Unlock()
+	n.connected(vm)
 	if err := n.answer(ctx, vm, found); err != nil {
 		return nil, err
 	}
@@ -143,12 +146,12 @@ func (n *network) answer(ctx context.Context, vm api.Machine, found []nics.NIC) 
 	if err != nil {
 		return err
 	}
-	for _, nic := range found {
-		n.mu.Lock()
-		known := n.serving[nic.Service]
 	if err := checkNameServers(vm, found, guest); err != nil {
 		return err
 	}
+	for _, nic := range found {
+		n.mu.Lock()
+		known := n.serving[nic.Service]
 		n.serving[nic.Service] = true
 		n.mu.Unlock()
 		if nic.Service == "" || known {

@@ -163,6 +163,7 @@ func (i *instance) run(ctx context.Context, earlier *mark) lifecycle.Outcome {
 	beside.Go(func() { i.follow(side) })
 	beside.Go(func() { settle(side, i.settled) })
 	beside.Go(func() { i.growth(earlier != nil).run(side) })
+	beside.Go(func() { i.cables().run(side) })
 	if earlier == nil {
 		return i.machine.Run(ctx, nil, time.Time{})
 	}
@@ -183,7 +184,7 @@ func (i *instance) goOn(ctx context.Context, earlier *mark) lifecycle.Outcome {
 		return i.lost(ctx, err)
 	}
 	_, err = i.starter.takeCPU(dom)
-	if err := errors.Join(err, i.starter.again(ctx)); err != nil {
+	if err := errors.Join(err, i.starter.again(ctx), i.network.hear(dom)); err != nil {
 		klog.FromContext(ctx).Error(err, "what belongs to the running guest is not all there again")
 	}
 	i.begun()

@@ -58,6 +58,7 @@ func (s *starter) Start(ctx context.Context) (virt.Domain, error) {
 		{Name: "build", Do: func(context.Context) error { return s.build(p) }},
 		{Name: "define", Do: func(ctx context.Context) error { return s.define(ctx, p) }, Undo: p.undefine},
 		{Name: "start", Do: func(ctx context.Context) error { return s.start(ctx, p) }, Undo: p.destroy},
+		{Name: "cables", Do: func(context.Context) error { return s.network.hear(p.dom) }},
 		{Name: "cpu", Do: func(context.Context) error { return s.checkCPU(p) }},
 		{Name: "console", Do: func(ctx context.Context) error { return s.awaitConsole(ctx) }},
 		{Name: "resume", Do: func(context.Context) error { return s.resume(p) }},

@@ -45,6 +45,7 @@ func (i *instance) verbs() map[string]control.Verb {
 		"freeze":   i.freeze,
 		"thaw":     i.thaw,
 		"probe":    i.probe,
+		"update":   i.update,
 	}
 }
 
@@ -94,6 +95,12 @@ func (i *instance) view() vmstatus.Status {
 	for _, n := range i.network.list() {
 		nic := vmstatus.NIC{Name: n.Name, Pod: n.Interface, MAC: n.MAC.String(), Binding: n.Binding}
 		nic.Guest, nic.IPs, nic.Source = i.outside.addresses(n)
+		if c, ok := i.network.cable(n.Name); ok {
+			nic.Queues, nic.Link = c.Queues, linkDown
+			if c.Up {
+				nic.Link = linkUp
+			}
+		}
 		v.NICs = append(v.NICs, nic)
 	}
 	if i.log != nil {

@@ -133,6 +133,8 @@ type Domain interface {
 	Stats() (Stats, error)
 	// ResizeDisk tells QEMU and the guest how many bytes the disk with this source (file or device node) has by now.
 	ResizeDisk(source string, size int64) error
+	// UpdateDevice changes what can be changed of a device while the guest runs; the XML is the whole device as it shall be.
+	UpdateDevice(xml string) error
 	// XML is the description of the domain as it runs.
 	XML() (string, error)
 	// Undefine forgets a domain that does not run.

@@ -128,6 +128,11 @@ func (d *Domain) ResizeDisk(source string, size int64) error {
 	return wrap(d.d.BlockResize(source, uint64(size), libvirt.DOMAIN_BLOCK_RESIZE_BYTES))
 }
 
+// UpdateDevice changes the running domain only: its description is made anew at each start.
+func (d *Domain) UpdateDevice(xml string) error {
+	return wrap(d.d.UpdateDeviceFlags(xml, libvirt.DOMAIN_DEVICE_MODIFY_LIVE))
+}
+
 // XML of the running domain.
 func (d *Domain) XML() (string, error) {
 	xml, err := d.d.GetXMLDesc(0)

@@ -19,6 +19,8 @@ type Domain struct {
 	Obeys map[virt.ShutdownMode]bool
 	// Agent is false where nobody answers in the guest.
 	Agent bool
+	// Description is what XML returns.
+	Description string
 
 	events chan virt.Event
 
@@ -137,8 +139,11 @@ func (d *Domain) ResizeDisk(source string, size int64) error {
 	return d.called(fmt.Sprint("resize ", source, " ", size), "")
 }
 
-// XML is empty.
-func (d *Domain) XML() (string, error) { return "", nil }
+// UpdateDevice is taken note of.
+func (d *Domain) UpdateDevice(xml string) error { return d.called("update "+xml, "") }
+
+// XML is what Description says.
+func (d *Domain) XML() (string, error) { return d.Description, nil }
 
 // Undefine does nothing.
 func (d *Domain) Undefine() error { return nil }
