@@ -55,7 +55,10 @@ spec: {limits: [{type: Container, max: {memory: 256Mi}}]}
 			})
 		}
 	})
-	t.Run("requests that fill a node", fillNode)
+	t.Run("requests that fill a node", func(t *testing.T) {
+		long(t, "test-life")
+		fillNode(t)
+	})
 }
 
 func quotaCounts(ns *harness.Namespace) func(context.Context) error {
@@ -70,7 +73,6 @@ func quotaCounts(ns *harness.Namespace) func(context.Context) error {
 
 // fillNode: two VMs whose requests take all that a node has left run there, and a third finds no room.
 func fillNode(t *testing.T) {
-	long(t, "test-life")
 	ns := setUp(t, "guest-tiny")
 	node := ns.Nodes[1]
 	half := freeMemory(t, ns, node) / 2 >> 20 << 20
