@@ -353,7 +353,7 @@ func TestParallelAddAndDel(t *testing.T) {
 				funcs := Plugin{Out: &bytes.Buffer{}}.Funcs(t.Context())
 				var errs []error
 				for range rounds {
-					errs = append(errs, funcs.Add(args), funcs.Del(args))
+					errs = append(errs, untilFree(t, args, funcs.Add), untilFree(t, args, funcs.Del))
 				}
 				done <- errors.Join(errs...)
 			}()
@@ -370,6 +370,15 @@ func TestParallelAddAndDel(t *testing.T) {
 		}
 	}
 	noJournal(t, all[0])
+}
+
+// untilFree calls again, as a runtime does, while the other caller has the container.
+func untilFree(t *testing.T, args *skel.CmdArgs, call func(*skel.CmdArgs) error) error {
+	for {
+		if err := call(args); code(err) != types.ErrTryAgainLater || t.Context().Err() != nil {
+			return err
+		}
+	}
 }
 
 func code(err error) uint {
