@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
 	"net"
 
 	"podvirt.dev/api"
@@ -12,11 +13,13 @@ import (
 // mac is the guest's MAC: as written, or derived; nil where that of the Pod interface is kept.
 func (p *planner) mac(o api.NIC, name string, itf Interface) net.HardwareAddr {
 	word, asked := o.MAC, p.asked[itf.Name]
-	if word == "" {
+	switch {
+	case word == "" && asked != nil: // which the interface has, unless its plugin is without the capability mac
+		return asked
+	case word == "" && (p.masqueraded(o, name) || itf.Derive):
+		word = "vm"
+	case word == "":
 		word = "cni"
-		if asked == nil && (p.masqueraded(o, name) || itf.Derive) {
-			word = "vm"
-		}
 	}
 	vm := p.vm.Name
 	if vm == "" || p.vm.Identity == api.IdentityPod || word == "pod" {
@@ -28,6 +31,11 @@ func (p *planner) mac(o api.NIC, name string, itf Interface) net.HardwareAddr {
 	case "vm", "pod":
 		return DeriveMAC(p.config.MACPrefix, p.config.MACSalt, p.pod.Namespace, vm, name)
 	}
+	return p.written(word, name, asked)
+}
+
+// written is a MAC that the annotation of a NIC spells out.
+func (p *planner) written(word, name string, asked net.HardwareAddr) net.HardwareAddr {
 	mac, err := net.ParseMAC(word)
 	if err != nil || len(mac) != 6 || mac[0]&1 != 0 {
 		p.refuse(name, "mac=%s: not a unicast MAC", word)
@@ -37,6 +45,19 @@ func (p *planner) mac(o api.NIC, name string, itf Interface) net.HardwareAddr {
 		p.refuse(name, "mac=%s: differs from %s in %s", word, asked, NetworksAnnotation)
 	}
 	return mac
+}
+
+// Unheeded says of which interfaces the plugin did not set the MAC that the networks annotation asks for.
+func Unheeded(networks string, interfaces []Interface) []string {
+	var texts []string
+	asked := askedMACs(networks)
+	for _, itf := range interfaces {
+		if mac := asked[itf.Name]; mac != nil && mac.String() != itf.MAC.String() {
+			texts = append(texts, fmt.Sprintf("%s: its plugin gave it %s, not the %s of %s; the guest has the latter all the same",
+				itf.Name, itf.MAC, mac, NetworksAnnotation))
+		}
+	}
+	return texts
 }
 
 // sameMAC refuses a MAC that somebody asks for and that the VM has twice. Interfaces that have one MAC by themselves, as those

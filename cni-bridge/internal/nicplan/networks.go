@@ -40,11 +40,11 @@ func requested(networks string) []string {
 	return names
 }
 
-// askedMACs are those of the networks annotation, by interface. What is no MAC is Multus' to refuse.
+// askedMACs are those of the networks annotation, by interface. What is no unicast MAC is Multus' to refuse.
 func askedMACs(networks string) map[string]net.HardwareAddr {
 	macs := map[string]net.HardwareAddr{}
 	for _, item := range elements(networks) {
-		if mac, err := net.ParseMAC(item.MAC); err == nil {
+		if mac, err := net.ParseMAC(item.MAC); err == nil && len(mac) == 6 && mac[0]&1 == 0 {
 			macs[item.Interface] = mac
 		}
 	}

@@ -232,6 +232,7 @@ func (a adding) spec(h *nl.Handle) (bind.Spec, error) {
 	if err != nil {
 		return bind.Spec{}, err
 	}
+	newLog("ADD", a.conf, a.args).warn(nicplan.Unheeded(a.conf.Annotations[nicplan.NetworksAnnotation], ordered)...)
 	owner := nicplan.Owner(a.conf, a.vm)
 	spec := bind.Spec{Owner: &owner, GatewayMAC: a.conf.Pod.GatewayMAC, Reserved: a.conf.Pod.Reserved, PortBase: a.conf.Pod.PortBase()}
 	for _, nic := range nics {

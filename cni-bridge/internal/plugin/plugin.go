@@ -55,7 +55,7 @@ func edge(ctx context.Context, name string, verb call) func(*skel.CmdArgs) error
 	return func(args *skel.CmdArgs) (err error) {
 		began := time.Now()
 		conf, confErr := netconf.Parse(args.StdinData)
-		log := logFile{conf: conf, attrs: []any{"verb", name, "container", args.ContainerID, "args", args.Args}}
+		log := newLog(name, conf, args)
 		defer func() {
 			if cause := recover(); cause != nil {
 				err = fault.New(fault.IO, "panic: %v", cause)
@@ -89,20 +89,45 @@ type logFile struct {
 
 // write appends a failure, and with level info or debug every call.
 func (l logFile) write(failure error, took time.Duration) {
-	if l.conf.LogFile == "" || failure == nil && l.conf.LogLevel != "info" && l.conf.LogLevel != "debug" {
+	if failure == nil && l.conf.LogLevel != "info" && l.conf.LogLevel != "debug" {
+		return
+	}
+	l.with(func(logger *slog.Logger) {
+		logger = logger.With("took", took.String())
+		if failure != nil {
+			logger.Error("Call failed", "err", failure)
+		} else {
+			logger.Info("Call done")
+		}
+	})
+}
+
+// warn appends what works and is hardly meant so.
+func (l logFile) warn(texts ...string) {
+	if len(texts) == 0 || l.conf.LogLevel == "error" {
+		return
+	}
+	l.with(func(logger *slog.Logger) {
+		for _, text := range texts {
+			logger.Warn(text)
+		}
+	})
+}
+
+func (l logFile) with(write func(*slog.Logger)) {
+	if l.conf.LogFile == "" {
 		return
 	}
 	f, err := os.OpenFile(l.conf.LogFile, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o600)
 	if err != nil {
 		return
 	}
-	logger := slog.New(slog.NewJSONHandler(f, nil)).With(l.attrs...).With("took", took.String())
-	if failure != nil {
-		logger.Error("Call failed", "err", failure)
-	} else {
-		logger.Info("Call done")
-	}
+	write(slog.New(slog.NewJSONHandler(f, nil)).With(l.attrs...))
 	_ = f.Close()
+}
+
+func newLog(verb string, conf netconf.Config, args *skel.CmdArgs) logFile {
+	return logFile{conf: conf, attrs: []any{"verb", verb, "container", args.ContainerID, "args", args.Args}}
 }
 
 // unsupported says that this version lacks a mode.

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -224,5 +227,31 @@ func (p *packets) has(want []byte, patience time.Duration) bool {
 		if err == nil && bytes.Equal(buffer[:n], want) {
 			return true
 		}
+	}
+}
+
+// TestAskedMAC: a plugin without the capability mac leaves it to the pod stage to give interface and guest the MAC that the
+// networks annotation asks for (NW-063).
+func TestAskedMAC(t *testing.T) {
+	const asked = "02:aa:00:00:00:77"
+	file := filepath.Join(t.TempDir(), "log")
+	a := newAttachment(t, world.Options{Extra: []string{"net1"}}, map[string]string{
+		"podvirt.dev/vm": "web", "k8s.v1.cni.cncf.io/networks": `[{"name":"lan","interface":"net1","mac":"` + asked + `"}]`,
+	})
+	a.extra = map[string]any{"logFile": file}
+	given := macOf(t, a.Pod, "net1").String()
+	must(t, a.add(t))
+	nic := a.BootNIC(t, 1, "net1")
+	if got := macOf(t, a.Pod, "net1").String(); got != asked || nic.MAC.String() != asked {
+		t.Errorf("interface %s, guest %s; want %s", got, nic.MAC, asked)
+	}
+	text, err := os.ReadFile(file)
+	if want := "net1: its plugin gave it " + given + ", not the " + asked; err != nil || !strings.Contains(string(text), want) {
+		t.Errorf("log %q, %v; want %q", text, err, want)
+	}
+	must(t, a.check(t))
+	must(t, a.del(t))
+	if got := macOf(t, a.Pod, "net1").String(); got != given {
+		t.Errorf("after DEL the interface has %s; want %s", got, given)
 	}
 }
