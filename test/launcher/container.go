@@ -40,6 +40,7 @@ type containerSpec struct {
 	Single  bool   // the tap has one queue, as for every model but virtio
 	Held    bool   // the container's first process has a queue of the tap open
 	NoTun   bool   // there is no /dev/net/tun
+	Host    bool   // the network is the machine's own
 	CPUs    []int  // those that the container may use, as the kubelet's CPU manager gives them; empty: all
 }
 

@@ -1,6 +1,9 @@
 package launcher
 
-import "testing"
+import (
+	"os"
+	"testing"
+)
 
 // TestNICsDoNotFit starts VMs whose NICs the Pod does not have as they are asked for: each start ends with what to do about it.
 func TestNICsDoNotFit(t *testing.T) {
@@ -20,11 +23,16 @@ func TestNICsDoNotFit(t *testing.T) {
 			`^BadConfig: podvirt\.dev/nic\.default: mtu=9000: above the 1450 of eth0$`},
 		{"a tap that is held and stays so (NW-009)", "binding=masquerade", func(s *containerSpec) { s.Tap, s.Held = true, true }, 11,
 			`^NodeLacks: tap0 is held by pid 1$`},
+		{"the network of the host (NW-006)", "binding=masquerade", func(s *containerSpec) { s.Host = true }, 10,
+			`^BadConfig: hostNetwork: a VM Pod needs a network namespace of its own$`},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
 			p := newPod(t, map[string]string{"nic.default": row.nic})
 			row.spec(&p.spec)
+			if _, err := os.Stat("/proc/sys/net/core/netdev_max_backlog"); p.spec.Host && err != nil {
+				t.Skip("this machine is a container: its network is not that of the host either")
+			}
 			p.start().wantEnd(row.code, row.want)
 		})
 	}

@@ -279,8 +279,9 @@ func (v *vm) run() {
 	v.cmd, v.out, v.log, v.ended = cmd, &record{}, &record{}, ended
 	cmd.Env = []string{containerEnv + "=" + string(spec)}
 	cmd.Stdout, cmd.Stderr = v.out, v.log
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL,
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWPID, Pdeathsig: syscall.SIGKILL}
+	if !v.spec.Host {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWNET
 	}
 	if err := cmd.Start(); err != nil {
 		v.t.Fatal(err)

@@ -41,6 +41,19 @@ func checkMTU(vm api.Machine, found []nics.NIC) error {
 	return errs.Err()
 }
 
+// untold warns of addresses that the guest owns and nobody tells it: the Pod itself does not answer for them any more (NW-051).
+func untold(vm api.Machine, found []nics.NIC) []string {
+	var warnings []string
+	for _, nic := range found {
+		owned := nic.Binding == string(api.BindingWire) || nic.Binding == string(api.BindingBridge)
+		if owned && nic.Guest4.IsValid() && options(vm, nic.Name).DHCP == "off" {
+			warnings = append(warnings, fmt.Sprintf("%snic.%s: dhcp=off: the guest is not told that it has %s, the address of %s",
+				api.Prefix, nic.Name, nic.Guest4, nic.Interface))
+		}
+	}
+	return warnings
+}
+
 // free is the last look at the NICs before QEMU takes them.
 func (n *network) free(ctx context.Context, vm api.Machine) error {
 	found := n.list()

@@ -2,9 +2,12 @@ package program
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 
 	"podvirt.dev/api"
 	"podvirt.dev/internal/nicalias"
@@ -42,5 +45,22 @@ func TestNICsDoNotFit(t *testing.T) {
 	}
 	if err := errors.Join(os.WriteFile(tun, nil, 0o600), checkTun(found, tun)); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestUntoldAddresses(t *testing.T) {
+	found := []nics.NIC{
+		{NIC: nicalias.NIC{Name: "default", Interface: "eth0", Binding: "masquerade", Guest4: netip.MustParsePrefix("10.0.2.2/24")}},
+		{NIC: nicalias.NIC{Name: "net1", Interface: "net1", Binding: "wire", Guest4: netip.MustParsePrefix("198.51.100.7/24")}},
+		{NIC: nicalias.NIC{Name: "net2", Interface: "net2", Binding: "bridge", Guest4: netip.MustParsePrefix("198.51.100.8/24")}},
+		{NIC: nicalias.NIC{Name: "net3", Interface: "net3", Binding: "wire"}},
+	}
+	var vm api.Machine
+	for _, name := range []string{"default", "net1", "net3"} {
+		vm.NICs = append(vm.NICs, api.NIC{Name: name, DHCP: "off"})
+	}
+	want := []string{"podvirt.dev/nic.net1: dhcp=off: the guest is not told that it has 198.51.100.7/24, the address of net1"}
+	if diff := cmp.Diff(want, untold(vm, found)); diff != "" {
+		t.Errorf("(-want,+got)\n%s", diff)
 	}
 }

@@ -159,8 +159,12 @@ func (s *starter) prepareDisks(ctx context.Context, p *plan) error {
 
 func (s *starter) connect(ctx context.Context, p *plan) error {
 	list, err := s.network.connect(ctx, s.vm)
+	if err != nil {
+		return err
+	}
 	p.host.NICs = list
-	return err
+	s.warn(klog.FromContext(ctx), untold(s.vm, s.network.list())...)
+	return nil
 }
 
 func (s *starter) claim(p *plan) func(context.Context) error {
