@@ -80,6 +80,15 @@ type Kubelet struct {
 	TopologyScope string   `json:"topologyScope"`
 }
 
+// Words of a kubelet's configuration that placement depends on (kubernetes pkg/kubelet/cm/cpumanager,
+// pkg/kubelet/cm/topologymanager).
+const (
+	CPUManagerStatic     = "static"
+	FullPhysicalCPUsOnly = "full-pcpus-only"
+	TopologyNone         = "none"
+	TopologySingleNode   = "single-numa-node"
+)
+
 // Cell is one NUMA cell of a host.
 type Cell struct {
 	ID           int                    `json:"id"`

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"maps"
 	"strings"
 	"testing"
 )
@@ -25,20 +26,18 @@ func TestDedicated(t *testing.T) {
 			`emulator-thread: "isolated": needs a CPU limit of at least 9 for 8 vCPUs`},
 		"even sum of odd vCPUs":  {keys{KeyCPUDedicated: "true", KeyEmulatorThread: "isolated-even"}, 0, 4000, 3, ""},
 		"even sum of even vCPUs": {keys{KeyCPUDedicated: "true", KeyEmulatorThread: "isolated-even", KeyCPUTopology: "cores=4"}, 0, 6000, 4, ""},
-		"even, one too few":      {keys{KeyCPUDedicated: "true", KeyEmulatorThread: "isolated-even", KeyCPUTopology: "cores=4"}, 0, 5000, 4,
+		"even, one too few": {keys{KeyCPUDedicated: "true", KeyEmulatorThread: "isolated-even", KeyCPUTopology: "cores=4"}, 0, 5000, 4,
 			"needs a CPU limit of at least 6 for 4 vCPUs"},
-		"topology too large":     {keys{KeyCPUDedicated: "true", KeyCPUTopology: "cores=4"}, 0, 3000, 4,
+		"topology too large": {keys{KeyCPUDedicated: "true", KeyCPUTopology: "cores=4"}, 0, 3000, 4,
 			`cpu-dedicated: "true": needs a CPU limit of at least 4 for 4 vCPUs`},
-		"isolated alone":         {keys{KeyEmulatorThread: "isolated"}, 0, 3000, 2, `emulator-thread: "isolated": needs cpu-dedicated`},
+		"isolated alone": {keys{KeyEmulatorThread: "isolated"}, 0, 3000, 2, `emulator-thread: "isolated": needs cpu-dedicated`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			pod := Pod{
 				Namespace: "shop", Name: "db1", Labels: map[string]string{LabelVM: "db1"}, Annotations: keys{KeyVM: "db1", KeyMemory: "1Gi"},
 				Limits: Resources{CPU: tt.limit, Memory: 4 << 30}, Requests: &Resources{CPU: tt.request},
 			}
-			for key, value := range tt.annotations {
-				pod.Annotations[key] = value
-			}
+			maps.Copy(pod.Annotations, tt.annotations)
 			got, errs := Resolve(pod, Config{})
 			if text := errs.Err(); (text != nil) != (tt.wrong != "") || text != nil && !strings.Contains(text.Error(), tt.wrong) {
 				t.Errorf("error %v; want %q", text, tt.wrong)

@@ -247,7 +247,7 @@ func TestFleet(t *testing.T) {
 	}{
 		{"models", (*fleet).models}, {"mistakes preempt nobody", (*fleet).mistakes}, {"large pages are kept", (*fleet).largePages},
 		{"beside the default scheduler", (*fleet).beside},
-		{"a kubelet refuses", (*fleet).refusal}, {"cells", testCells}, {"five thousand", (*fleet).thousands},
+		{"a kubelet refuses", (*fleet).refusal}, {"cells", testCells}, {"CPUs of one's own", (*fleet).dedicated}, {"five thousand", (*fleet).thousands},
 	} {
 		t.Run(step.name, func(t *testing.T) { step.run(f.sub(t)) })
 	}

@@ -33,8 +33,22 @@ func (k *Kubelet) Give(ctx context.Context, pod, resource string, ids ...string)
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.given = append(k.given, given{pod, resource, slices.Clone(ids)})
+	k.given = append(k.given, given{pod: pod, resource: resource, ids: slices.Clone(ids)})
 	return resp, nil
+}
+
+// GiveCPUs says that a Pod's one container has CPUs for itself.
+func (k *Kubelet) GiveCPUs(pod string, cpus ...int64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.given = append(k.given, given{pod: pod, cpus: cpus})
+}
+
+// Allocatable sets the CPUs that containers may have for themselves.
+func (k *Kubelet) Allocatable(cpus ...int64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.allocatable = cpus
 }
 
 // End says that a Pod has ended.
@@ -47,6 +61,7 @@ func (k *Kubelet) End(pod string) {
 type given struct {
 	pod, resource string
 	ids           []string
+	cpus          []int64
 }
 
 type lister struct {
@@ -60,10 +75,12 @@ func (l lister) List(context.Context, *podresources.ListPodResourcesRequest) (*p
 	defer l.k.mu.Unlock()
 	resp := &podresources.ListPodResourcesResponse{}
 	for _, g := range l.k.given {
+		c := &podresources.ContainerResources{Name: "vm", CpuIds: g.cpus}
+		if g.resource != "" {
+			c.Devices = []*podresources.ContainerDevices{{ResourceName: g.resource, DeviceIds: g.ids}}
+		}
 		resp.PodResources = append(resp.PodResources, &podresources.PodResources{
-			Name: g.pod, Namespace: "default", Containers: []*podresources.ContainerResources{{
-				Name: "vm", Devices: []*podresources.ContainerDevices{{ResourceName: g.resource, DeviceIds: g.ids}},
-			}},
+			Name: g.pod, Namespace: "default", Containers: []*podresources.ContainerResources{c},
 		})
 	}
 	return resp, nil
@@ -102,4 +119,13 @@ func (k *Kubelet) Prefer(ctx context.Context, resource string, size int) ([]stri
 		return nil, err
 	}
 	return resp.ContainerResponses[0].DeviceIDs, nil
+}
+
+// GetAllocatableResources implements the API.
+func (l lister) GetAllocatableResources(
+	context.Context, *podresources.AllocatableResourcesRequest,
+) (*podresources.AllocatableResourcesResponse, error) {
+	l.k.mu.Lock()
+	defer l.k.mu.Unlock()
+	return &podresources.AllocatableResourcesResponse{CpuIds: l.k.allocatable}, nil
 }

@@ -28,12 +28,13 @@ type Kubelet struct {
 	dir    string
 	refuse string // resource that is refused, with a reason
 
-	mu        sync.Mutex
-	endpoints map[string]map[string]*endpoint // resource, socket
-	units     map[string]map[string]string    // resource, id: health
-	messages  map[string]int                  // stream messages, by resource
-	given     []given
-	minimum   map[string]int // lowest number of healthy units since the first message
+	mu          sync.Mutex
+	endpoints   map[string]map[string]*endpoint // resource, socket
+	units       map[string]map[string]string    // resource, id: health
+	messages    map[string]int                  // stream messages, by resource
+	given       []given
+	allocatable []int64        // CPUs
+	minimum     map[string]int // lowest number of healthy units since the first message
 }
 
 type endpoint struct {

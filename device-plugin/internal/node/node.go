@@ -6,7 +6,10 @@ package node
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
+	"strconv"
 	"strings"
 	"time"
 
@@ -92,6 +95,23 @@ func (c *Client) Watch(ctx context.Context, set func(View)) error {
 		}
 	}
 	return follow(ctx, source, &metav1.PartialObjectMetadata{}, update, func() { set(View{}) })
+}
+
+// KubeletAddress returns HOST:PORT of the Node's kubelet, as the Node's status has it.
+func (c *Client) KubeletAddress(ctx context.Context) (string, error) {
+	node, err := c.dynamic.Resource(nodes()).Get(ctx, c.name, metav1.GetOptions{})
+	if err != nil {
+		return "", fmt.Errorf("address: %w", err)
+	}
+	addresses, _, _ := unstructured.NestedSlice(node.Object, "status", "addresses") // a Node that is not up has none
+	port, _, _ := unstructured.NestedInt64(node.Object, "status", "daemonEndpoints", "kubeletEndpoint", "Port")
+	for _, address := range addresses {
+		fields, ok := address.(map[string]any)
+		if host, isText := fields["address"].(string); ok && isText && fields["type"] == "InternalIP" && port > 0 {
+			return net.JoinHostPort(host, strconv.FormatInt(port, 10)), nil
+		}
+	}
+	return "", errors.New("the Node names no address")
 }
 
 // WatchConfigMap calls set with the data of a ConfigMap until ctx ends; nil while it does not exist.

@@ -48,6 +48,7 @@ type bench struct {
 	server  *apitest.Server
 	kubelet *kubelettest.Kubelet
 	root    string // of the host
+	configz *configz
 	config  string // kubeconfig of the plugin's account
 	boot    string
 	metrics string
@@ -71,6 +72,8 @@ func newBench(t *testing.T) *bench {
 		t.Fatal(err)
 	}
 	b := &bench{t: t, server: server, root: kubelettest.ShortDir(t), boot: boot, metrics: "127.0.0.1:" + apitest.FreePort(t)}
+	b.configz = serveConfigz(t)
+	b.configz.addTo(t, server, nodeName)
 	b.config = server.Kubeconfig(t, server.AccountOn(t, api.SystemNamespace, "podvirt-device-plugin", nodeName))
 	for _, dir := range []string{"dev/net", "run", "facts", "registry", "seccomp", "cdi", "bin", "sys/bus/pci/devices"} {
 		if err := os.MkdirAll(b.path(dir), 0o755); err != nil {

@@ -144,6 +144,7 @@ func (p *plugin) publish(ctx context.Context, resources []device.Resource) {
 		return
 	}
 	p.metrics.Offered(resources)
+	p.snapshot.Set(p.taken.Devices(resources))
 	for _, name := range slices.Concat(changes.Added, changes.Changed) {
 		r, _, _ := p.board.Resource(name)
 		healthy, unhealthy := r.Counts()

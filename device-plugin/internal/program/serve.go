@@ -15,6 +15,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"podvirt.dev/api"
+	"podvirt.dev/device-plugin/internal/allotment"
 	"podvirt.dev/device-plugin/internal/base"
 	"podvirt.dev/device-plugin/internal/config"
 	"podvirt.dev/device-plugin/internal/device"
@@ -75,6 +76,10 @@ func serve(ctx context.Context, o options) error {
 	publisher := facts.NewPublisher(facts.Options{
 		Writer: p.client, Observer: p.metrics, Boot: p.boot, View: p.view, Snapshot: p.snapshot, Settings: p.settings,
 	})
+	kubeletReader, err := p.kubeletReader()
+	if err != nil {
+		return err
+	}
 	klog.FromContext(ctx).Info("The device plugin starts", "version", cli.Version, "node", o.nodeName, "boot", p.boot)
 
 	// The files come before the first offer: a unit that the runtime cannot resolve must not be handed out.
@@ -86,6 +91,10 @@ func serve(ctx context.Context, o options) error {
 	group.Go(func() error { return profileFiles.Run(ctx, p.reportFiles(ctx, p.profile)) })
 	group.Go(func() error { return facts.Follow(ctx, o.factsDir, p.boot, p.factsTaken) })
 	group.Go(func() error { return p.followImage(ctx) })
+	group.Go(func() error {
+		kubeletReader.Run(ctx, func(given allotment.Given) { p.snapshot.Set(p.taken.Given(given)) })
+		return nil
+	})
 	group.Go(func() error { return p.client.Watch(ctx, p.view.Set) })
 	group.Go(func() error { return p.client.WatchConfigMap(ctx, o.configName, p.configure(ctx)) })
 	group.Go(func() error { publisher.Run(ctx); return nil })
@@ -125,6 +134,19 @@ func newPlugin(o options) (*plugin, error) {
 		complete: latest.New(false),
 		news:     make(chan news, 64),
 	}, nil
+}
+
+// kubeletReader returns what follows the kubelet's policies, and who has which CPUs, memory and units.
+func (p *plugin) kubeletReader() (*allotment.Reader, error) {
+	config, err := clusterConfig(p.kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("reaching the cluster: %w", err)
+	}
+	read, err := allotment.ConfigReader(config, p.client.KubeletAddress)
+	if err != nil {
+		return nil, err
+	}
+	return &allotment.Reader{Socket: p.podResources, Config: read}, nil
 }
 
 func clusterConfig(kubeconfig string) (*rest.Config, error) {

@@ -43,6 +43,7 @@ func TestServe(t *testing.T) {
 		{"KVM stops working", (*bench).kvmStops},
 		{"configuration", (*bench).configuration},
 		{"device classes", (*bench).deviceClasses},
+		{"what the kubelet does with CPUs", (*bench).kubeletPolicies},
 		{"skip-node", (*bench).skipNode},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.run(b, t) }) {

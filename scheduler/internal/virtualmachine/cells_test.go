@@ -159,7 +159,7 @@ func TestWhatFactsHaveSeenIsNotCountedTwice(t *testing.T) {
 	w.schedule(first)
 	free := func() int64 {
 		w.pl.handle.(*handle).nodes[w.node.Name] = w.info()
-		return w.pl.freePages(w.pl.cells.get(w.node), size, w.info())[0]
+		return w.pl.room(w.pl.cells.get(w.node), size, w.info()).pages[0]
 	}
 	step := func(what string, want int64) {
 		t.Helper()
@@ -189,7 +189,7 @@ func TestWhatFactsHaveSeenIsNotCountedTwice(t *testing.T) {
 	before := w.info()
 	without := nodeInfo{node: w.node}
 	w.pl.handle.(*handle).nodes[w.node.Name] = before
-	if got := w.pl.freePages(w.pl.cells.get(w.node), size, without)[0]; got != 6 {
+	if got := w.pl.room(w.pl.cells.get(w.node), size, without).pages[0]; got != 6 {
 		t.Errorf("preemption would free 5 pages of 6 that are no foreign ones: %d; want 6", got)
 	}
 	w.pods = nil

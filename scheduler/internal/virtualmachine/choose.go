@@ -1,6 +1,7 @@
 package virtualmachine
 
 import (
+	"cmp"
 	"slices"
 
 	"podvirt.dev/api"
@@ -10,23 +11,45 @@ import (
 type demand struct {
 	size   string // of its huge pages; "": it needs none
 	pages  int64  // in all
+	cpus   int64  // of its own, in all
 	policy api.NUMAPolicy
 	cells  int // with policy [api.NUMACells]
 }
 
 // placed says whether cells are to be chosen for it.
-func (d demand) placed() bool { return d.pages > 0 && d.policy != api.NUMANone }
+func (d demand) placed() bool { return (d.pages > 0 || d.cpus > 0) && d.policy != api.NUMANone }
 
-// counts returns from how many to how many cells the VM may be spread over, fewest first.
-func (d demand) counts(cells int) (least, most int) {
-	switch d.policy {
-	case api.NUMASingle:
-		return 1, 1
-	case api.NUMACells:
+// asks says whether the Node's cells have to be looked at: for cells, or for CPUs wherever they are.
+func (d demand) asks() bool { return d.placed() || d.cpus > 0 }
+
+// counts returns from how many to how many cells the VM may be spread over, fewest first. A kubelet that aligns a
+// container's CPUs with one cell would refuse it over two.
+func (d demand) counts(t *topology) (least, most int) {
+	switch {
+	case d.policy == api.NUMACells:
 		return d.cells, d.cells
+	case d.policy == api.NUMASingle, d.cpus > 0 && t.kubelet.Topology == api.TopologySingleNode:
+		return 1, 1
 	default:
-		return 1, cells
+		return 1, len(t.cells)
 	}
+}
+
+// room is what VMs may take of each cell, in the order of the topology.
+type room struct{ pages, cpus []int64 }
+
+func newRoom(t *topology) room {
+	return room{pages: make([]int64, len(t.cells)), cpus: make([]int64, len(t.cells))}
+}
+
+func (r room) add(i int, pages, cpus int64) {
+	r.pages[i] += pages
+	r.cpus[i] += cpus
+}
+
+// fits says whether cell i has room for the part that is number at of n.
+func (r room) fits(d demand, i, n, at int) bool {
+	return (d.pages == 0 || r.pages[i] >= api.Portion(d.pages, n, at)) && (d.cpus == 0 || r.cpus[i] >= api.Portion(d.cpus, n, at))
 }
 
 // largeMachine is the number of cells from which not every combination is tried.
@@ -34,8 +57,9 @@ const largeMachine = 10
 
 // choose returns the cells for a VM, as positions in the list: the fewest that suffice; of those the set that is left
 // least ragged, then the closest together, then the first (scheduling.md SC-044, SC-045, SC-056). Nil: none suffice.
-func choose(d demand, t *topology, free []int64) []int {
-	least, most := d.counts(len(t.cells))
+// Where the kubelet's topology manager gives out CPUs it takes the first cells that do, and so does this.
+func choose(d demand, t *topology, free room) []int {
+	least, most := d.counts(t)
 	for n := least; n <= most && n <= len(t.cells); n++ {
 		if best := chooseOf(d, t, free, n); best != nil {
 			return best
@@ -45,15 +69,15 @@ func choose(d demand, t *topology, free []int64) []int {
 }
 
 // chooseOf is choose for exactly n cells.
-func chooseOf(d demand, t *topology, free []int64, n int) []int {
+func chooseOf(d demand, t *topology, free room, n int) []int {
 	var fit []int
 	for i, c := range t.cells {
-		if c.cpus && free[i] >= api.Portion(d.pages, n, n-1) {
+		if c.cpus && free.fits(d, i, n, n-1) {
 			fit = append(fit, i)
 		}
 	}
 	if len(t.cells) > largeMachine {
-		slices.SortStableFunc(fit, func(a, b int) int { return int(free[a] - free[b]) })
+		slices.SortStableFunc(fit, func(a, b int) int { return costOf(d, t, free, []int{a}).compare(costOf(d, t, free, []int{b})) })
 		if len(fit) > n {
 			fit = fit[:n]
 		}
@@ -65,17 +89,17 @@ func chooseOf(d demand, t *topology, free []int64, n int) []int {
 		if !suffices(d, free, set) {
 			return
 		}
-		if c := costOf(t, free, set); best == nil || c.less(bestCost) {
+		if c := costOf(d, t, free, set); best == nil || c.compare(bestCost) < 0 {
 			best, bestCost = slices.Clone(set), c
 		}
 	})
 	return best
 }
 
-// suffices looks at each part: the first cells may get one page more.
-func suffices(d demand, free []int64, set []int) bool {
+// suffices looks at each part: the first cells may get one page or CPU more.
+func suffices(d demand, free room, set []int) bool {
 	for at, i := range set {
-		if free[i] < api.Portion(d.pages, len(set), at) {
+		if !free.fits(d, i, len(set), at) {
 			return false
 		}
 	}
@@ -84,21 +108,26 @@ func suffices(d demand, free []int64, set []int) bool {
 
 // cost orders sets of cells of one size.
 type cost struct {
-	free     int64 // before the VM; what is left differs by a constant
-	distance int
+	pages, cpus int64 // before the VM; what is left differs by a constant
+	distance    int
 }
 
-func (c cost) less(other cost) bool {
-	if c.free != other.free {
-		return c.free < other.free
-	}
-	return c.distance < other.distance
+func (c cost) compare(other cost) int {
+	return cmp.Or(cmp.Compare(c.pages, other.pages), cmp.Compare(c.cpus, other.cpus), cmp.Compare(c.distance, other.distance))
 }
 
-func costOf(t *topology, free []int64, set []int) cost {
+func costOf(d demand, t *topology, free room, set []int) cost {
 	var c cost
+	if d.cpus > 0 && t.aligns() {
+		return c
+	}
 	for at, i := range set {
-		c.free += free[i]
+		if d.pages > 0 {
+			c.pages += free.pages[i]
+		}
+		if d.cpus > 0 {
+			c.cpus += free.cpus[i]
+		}
 		for _, j := range set[:at] {
 			c.distance += t.distance(i, j)
 		}

@@ -55,7 +55,7 @@ func (pl *Plugin) helps(want *request, before, now *corev1.Node) bool {
 		return false
 	}
 	fresh := before == nil || !pl.fitsNode(want, before)
-	if !want.memory.placed() {
+	if !want.cells.asks() {
 		return fresh
 	}
 	cells := pl.cells.get(now)
@@ -66,32 +66,41 @@ func (pl *Plugin) helps(want *request, before, now *corev1.Node) bool {
 	if before != nil {
 		old = pl.cells.get(before)
 	}
-	return fresh || old == nil || old.err != nil || old.boot != before.Status.NodeInfo.BootID || gained(old, cells, want.memory.size)
+	return fresh || old == nil || old.err != nil || old.boot != before.Status.NodeInfo.BootID || gained(old, cells, want.cells)
 }
 
-// gained says whether a cell has more free pages of a size than before.
-func gained(before, now *topology, size string) bool {
+// gained says whether a cell has more free pages or CPUs than before, or the kubelet now gives out CPUs as it did not.
+func gained(before, now *topology, want demand) bool {
+	if againstKubelet(want, before) != "" && againstKubelet(want, now) == "" {
+		return true
+	}
 	for _, c := range now.cells {
 		i := before.index(c.id)
-		if i < 0 || c.pages[size].Free > before.cells[i].pages[size].Free {
+		if i < 0 || want.pages > 0 && c.pages[want.size].Free > before.cells[i].pages[want.size].Free {
+			return true
+		}
+		if old := before.cells[i]; want.cpus > 0 && c.whole-c.exclusive > old.whole-old.exclusive {
 			return true
 		}
 	}
 	return false
 }
 
-// isSchedulableAfterPodDeleted wakes a Pod that needs pages when another one with cells goes.
+// isSchedulableAfterPodDeleted wakes a Pod that needs pages or CPUs of a cell when another one with such goes.
 func (pl *Plugin) isSchedulableAfterPodDeleted(_ klog.Logger, pod *corev1.Pod, oldObj, _ any) (fwk.QueueingHint, error) {
 	gone, ok := oldObj.(*corev1.Pod)
 	if !ok || !isVM(gone) || gone.Annotations[api.KeyNUMACell] == "" {
 		return fwk.QueueSkip, nil
 	}
 	want, err := newRequest(pod, pl.policy.get())
-	if err != nil || !want.memory.placed() {
+	if err != nil || !want.cells.placed() {
 		return fwk.QueueSkip, nil //nolint:nilerr // another Pod cannot mend this one's annotations
 	}
+	if want.cells.cpus > 0 && gone.Annotations[api.KeyCPUDedicated] == "true" {
+		return fwk.Queue, nil
+	}
 	for i := range gone.Spec.Containers {
-		if size, _ := hugepagesOf(&gone.Spec.Containers[i]); size == want.memory.size {
+		if size, _ := hugepagesOf(&gone.Spec.Containers[i]); size != "" && size == want.cells.size {
 			return fwk.Queue, nil
 		}
 	}

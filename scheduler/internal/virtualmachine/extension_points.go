@@ -61,10 +61,10 @@ func (pl *Plugin) hintsFor(want *request) hints {
 	if fleet.maxVCPUs > 0 && want.vcpus > fleet.maxVCPUs {
 		h.vcpus = fmt.Sprintf("; at most %d on any node", fleet.maxVCPUs)
 	}
-	if want.memory.placed() {
+	if want.cells.pages > 0 && want.cells.placed() {
 		h.pages = sync.OnceValue(func() string { // asked by many Nodes at once, and only where one does not fit
 			pools := false
-			pl.cells.each(func(t *topology) { pools = pools || t.pool(want.memory.size) })
+			pl.cells.each(func(t *topology) { pools = pools || t.pool(want.cells.size) })
 			if pools {
 				return ""
 			}
@@ -77,7 +77,7 @@ func (pl *Plugin) hintsFor(want *request) hints {
 // PreFilterExtensions returns nil: Filter counts the Pods of the Node it is given, whoever has been added or removed.
 func (pl *Plugin) PreFilterExtensions() fwk.PreFilterExtensions { return nil }
 
-// Filter invoked at the filter extension point. Of what it refuses, only a lack of pages can change when Pods leave the
+// Filter invoked at the filter extension point. Of what it refuses, only a lack of pages or CPUs can change when Pods leave the
 // Node (SC-060).
 func (pl *Plugin) Filter(_ context.Context, state fwk.CycleState, _ *corev1.Pod, info fwk.NodeInfo) *fwk.Status {
 	want, err := getRequest(state)
@@ -90,9 +90,9 @@ func (pl *Plugin) Filter(_ context.Context, state fwk.CycleState, _ *corev1.Pod,
 		reasons = append(reasons, reasonRefused)
 	}
 	code := fwk.UnschedulableAndUnresolvable
-	if len(reasons) == 0 && want.memory.placed() {
+	if len(reasons) == 0 && want.cells.asks() {
 		t := pl.cells.get(node)
-		reason, hopeless := fitsCells(want, t, node.Status.NodeInfo.BootID, pl.freePages(t, want.memory.size, info))
+		reason, hopeless := fitsCells(want, t, node.Status.NodeInfo.BootID, pl.room(t, want.cells.size, info))
 		if reason != "" {
 			reasons = append(reasons, reason)
 		}
@@ -106,16 +106,16 @@ func (pl *Plugin) Filter(_ context.Context, state fwk.CycleState, _ *corev1.Pod,
 	return nil
 }
 
-// freePages is what VMs may take of each cell of a Node, nil where its cells are not known.
-func (pl *Plugin) freePages(t *topology, size string, info fwk.NodeInfo) []int64 {
+// room is what VMs may take of each cell of a Node, nothing where its cells are not known.
+func (pl *Plugin) room(t *topology, size string, info fwk.NodeInfo) room {
 	if t == nil || t.err != nil {
-		return nil
+		return room{}
 	}
 	now := info
 	if snapshot, err := pl.handle.SnapshotSharedLister().NodeInfos().Get(info.Node().Name); err == nil {
 		now = snapshot
 	}
-	return pl.ledger.freePages(t, size, now.GetPods(), info.GetPods())
+	return pl.ledger.room(t, size, now.GetPods(), info.GetPods())
 }
 
 // Reserve invoked at the reserve extension point: it chooses the cells and keeps them until the Pod says itself where it
@@ -128,7 +128,7 @@ func (pl *Plugin) Reserve(_ context.Context, state fwk.CycleState, pod *corev1.P
 	if err != nil {
 		return fwk.AsStatus(err)
 	}
-	if !want.memory.placed() {
+	if !want.cells.placed() {
 		return nil
 	}
 	info, err := pl.handle.SnapshotSharedLister().NodeInfos().Get(nodeName)
@@ -136,11 +136,11 @@ func (pl *Plugin) Reserve(_ context.Context, state fwk.CycleState, pod *corev1.P
 		return fwk.AsStatus(err)
 	}
 	t := pl.cells.get(info.Node())
-	free := pl.freePages(t, want.memory.size, info)
+	free := pl.room(t, want.cells.size, info)
 	if reason, _ := fitsCells(want, t, info.Node().Status.NodeInfo.BootID, free); reason != "" {
 		return fwk.NewStatus(fwk.Unschedulable, reason)
 	}
-	chosen := choose(want.memory, t, free)
+	chosen := choose(want.cells, t, free)
 	ids := make([]int, len(chosen))
 	for at, i := range chosen {
 		ids[at] = t.cells[i].id
@@ -194,7 +194,7 @@ func (pl *Plugin) SignPod(_ context.Context, pod *corev1.Pod) ([]fwk.SignFragmen
 	if err != nil {
 		return nil, fwk.NewStatus(fwk.Unschedulable, "its annotations are refused")
 	}
-	if want.memory.placed() {
+	if want.cells.placed() {
 		return nil, fwk.NewStatus(fwk.Unschedulable, "VMs with NUMA cells are placed one by one")
 	}
 	return []fwk.SignFragment{{Key: "podvirt.dev/" + Name + ".request()", Value: want.signature()}}, nil

@@ -55,29 +55,32 @@ func (l *ledger) handler() cache.ResourceEventHandlerFuncs {
 	}}
 }
 
-// holding is what one Pod has of the huge pages of a Node.
+// holding is what one Pod has of a Node's cells: huge pages, and CPUs of its own.
 type holding struct {
 	size    string
 	pages   int64
-	cells   []int // numbers of cells
-	started time.Time
+	cpus    int64
+	cells   []int     // numbers of cells; nil: nobody has chosen any
+	started time.Time // zero: it does not run
 }
 
-// holdingOf returns what a Pod holds; nothing for a Pod that has no cells.
+// holdingOf returns what a Pod holds. Of a Pod without cells it is known only how many CPUs the kubelet gives it.
 func (l *ledger) holdingOf(pod *corev1.Pod) holding {
 	if !isVM(pod) {
-		return holding{}
+		return holding{cpus: exclusiveCPUs(pod)}
 	}
-	cells := cellsOf(pod)
-	if cells == nil {
-		if cells = l.of(pod.UID); cells == nil {
-			return holding{}
-		}
+	h := holding{cells: cellsOf(pod)}
+	if h.cells == nil {
+		h.cells = l.of(pod.UID)
 	}
-	h := holding{cells: cells}
 	for i := range pod.Spec.Containers {
-		if c := &pod.Spec.Containers[i]; c.Name == api.ContainerName {
-			h.size, h.pages = hugepagesOf(c)
+		c := &pod.Spec.Containers[i]
+		if c.Name != api.ContainerName {
+			continue
+		}
+		h.size, h.pages = hugepagesOf(c)
+		if pod.Annotations[api.KeyCPUDedicated] == "true" {
+			h.cpus = c.Resources.Limits.Cpu().Value()
 		}
 	}
 	for i := range pod.Status.ContainerStatuses {
@@ -86,6 +89,21 @@ func (l *ledger) holdingOf(pod *corev1.Pod) holding {
 		}
 	}
 	return h
+}
+
+// exclusiveCPUs are those that a static CPU manager gives to the containers of a Pod (kubernetes
+// pkg/kubelet/cm/cpumanager/policy_static.go, guaranteedCPUs).
+func exclusiveCPUs(pod *corev1.Pod) int64 {
+	if pod.Status.QOSClass != corev1.PodQOSGuaranteed {
+		return 0
+	}
+	var sum int64
+	for i := range pod.Spec.Containers {
+		if cpu := pod.Spec.Containers[i].Resources.Requests.Cpu(); cpu.Value()*1000 == cpu.MilliValue() {
+			sum += cpu.Value()
+		}
+	}
+	return sum
 }
 
 // hugepagesOf returns the size and number of a container's huge pages.
@@ -123,29 +141,37 @@ func formatCells(cells []int) string {
 	return strings.Join(words, ",")
 }
 
-// account is what is taken of the huge pages of one size on one Node, per cell in the order of its topology.
+// account is what is taken on one Node, per cell in the order of its topology: huge pages of one size, and CPUs.
 type account struct {
-	held []int64 // by VM Pods
-	seen []int64 // the part of it that the node's facts have seen taken: the VM started before they were observed
+	held    room  // by VM Pods with cells
+	seen    room  // the part of it that the node's facts have seen taken: of pages, when the VM started before they were observed; of CPUs, when it runs
+	unknown int64 // CPUs of Pods of which nobody knows where they are
 }
 
 func (l *ledger) account(t *topology, size string, pods []fwk.PodInfo) account {
-	a := account{held: make([]int64, len(t.cells)), seen: make([]int64, len(t.cells))}
+	a := account{held: newRoom(t), seen: newRoom(t)}
 	for _, info := range pods {
 		h := l.holdingOf(info.GetPod())
 		if h.size != size {
+			h.pages = 0
+		}
+		if len(h.cells) == 0 {
+			a.unknown += h.cpus
 			continue
 		}
-		seen := !h.started.IsZero() && t.observed.After(h.started)
 		for at, id := range h.cells {
 			i := t.index(id)
 			if i < 0 {
 				continue
 			}
-			part := api.Portion(h.pages, len(h.cells), at)
-			a.held[i] += part
-			if seen {
-				a.seen[i] += part
+			pages, cpus := api.Portion(h.pages, len(h.cells), at), api.Portion(h.cpus, len(h.cells), at)
+			a.held.add(i, pages, cpus)
+			if h.started.IsZero() {
+				continue
+			}
+			a.seen.cpus[i] += cpus
+			if t.observed.After(h.started) {
+				a.seen.pages[i] += pages
 			}
 		}
 	}
@@ -153,27 +179,31 @@ func (l *ledger) account(t *topology, size string, pods []fwk.PodInfo) account {
 }
 
 // foreign is what others than VM Pods have taken of each cell, as far as the facts show (scheduling.md SC-046, SC-047).
-func (a account) foreign(t *topology, size string) []int64 {
-	taken := make([]int64, len(t.cells))
+// CPUs beyond those of all VMs are somebody's. Of the others it is not known whose they are while a VM's container is
+// being made; they are somebody else's only where there is such a Pod.
+func (a account) foreign(t *topology, size string) room {
+	taken := newRoom(t)
 	for i, c := range t.cells {
 		pool := c.pages[size]
-		taken[i] = max(0, pool.Total-pool.Free-a.seen[i])
+		taken.add(i, max(0, pool.Total-pool.Free-a.seen.pages[i]),
+			max(0, c.exclusive-a.held.cpus[i], min(a.unknown, c.exclusive-a.seen.cpus[i])))
 	}
 	return taken
 }
 
-// freePages returns what VMs may still take of each cell: the pool less what others have, less what VM Pods hold. The
+// room returns what VMs may still take of each cell: what is there less what others have, less what VM Pods hold. The
 // Pods of the Node as it really is say what others have; the Pods to count may be fewer, when preemption tries who
 // would have to go.
-func (l *ledger) freePages(t *topology, size string, real, counted []fwk.PodInfo) []int64 {
+func (l *ledger) room(t *topology, size string, real, counted []fwk.PodInfo) room {
 	now := l.account(t, size, real)
 	held := now.held
 	if !samePods(real, counted) {
 		held = l.account(t, size, counted).held
 	}
-	free := t.total(size)
-	for i, others := range now.foreign(t, size) {
-		free[i] = max(0, free[i]-others-held[i])
+	free, foreign := t.empty(size), now.foreign(t, size)
+	for i := range t.cells {
+		free.pages[i] = max(0, free.pages[i]-foreign.pages[i]-held.pages[i])
+		free.cpus[i] = t.usable(max(0, free.cpus[i]-foreign.cpus[i]-held.cpus[i]))
 	}
 	return free
 }

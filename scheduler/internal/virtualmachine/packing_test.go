@@ -42,7 +42,7 @@ func TestPacking(t *testing.T) {
 				}
 				free := node.total(size)
 				for _, pages := range vms {
-					if best := choose(single(pages), node, free); best != nil {
+					if best := choose(single(pages), node, room{pages: free}); best != nil {
 						free[best[0]] -= pages
 						placed += pages
 					}
@@ -106,11 +106,11 @@ func byScore(topology *topology) packer {
 	return func(pages int64, free [][]int64) (node, cell int, ok bool) {
 		least := int64(1) << 62
 		for n := range free {
-			best := choose(single(pages), topology, free[n])
+			best := choose(single(pages), topology, room{pages: free[n]})
 			if best == nil {
 				continue
 			}
-			if left := leftover(single(pages), topology, free[n]); left < least {
+			if left := leftover(single(pages), topology, room{pages: free[n]}); left < least {
 				least, node, cell, ok = left, n, best[0], true
 			}
 		}

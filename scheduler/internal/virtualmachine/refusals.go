@@ -63,7 +63,7 @@ func refusedByKubelet(pod *corev1.Pod) bool {
 // shape is what a kubelet may refuse a VM for: what it asks of CPU, cells and resources.
 func shape(want *request, pod *corev1.Pod) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s %v", want.signature(), want.memory)
+	fmt.Fprintf(&b, "%s %v", want.signature(), want.cells)
 	for i := range pod.Spec.Containers {
 		if c := &pod.Spec.Containers[i]; c.Name == api.ContainerName {
 			for _, name := range slices.Sorted(maps.Keys(c.Resources.Limits)) {

@@ -19,7 +19,7 @@ type request struct {
 	features    []api.CPUFeature
 	vcpus       int
 	nics        []string // models of the NICs other than virtio, sorted, each once
-	memory      demand
+	cells       demand
 	shape       string // what a kubelet may refuse it for; "" while no kubelet has refused anything
 
 	hints hints
@@ -48,7 +48,7 @@ func newRequest(pod *corev1.Pod, config api.Config) (*request, error) {
 		features:    machine.CPU.Features,
 		vcpus:       machine.VCPUs,
 		nics:        nicModels(machine),
-		memory:      demandOf(machine),
+		cells:       demandOf(machine),
 	}, nil
 }
 
@@ -64,13 +64,15 @@ func nicModels(m api.Machine) []string {
 	return slices.Compact(models)
 }
 
-// demandOf is what the VM needs of NUMA cells. Memory without huge pages is bound to no cell before the guest touches it.
+// demandOf is what the VM needs of NUMA cells: huge pages, and CPUs of its own. Other memory is bound to no cell before
+// the guest touches it.
 func demandOf(m api.Machine) demand {
-	if !m.HugepagesBacked {
-		return demand{}
+	d := demand{cpus: int64(m.CPUs), policy: m.CPU.NUMA.Policy, cells: m.CPU.NUMA.Cells}
+	if m.HugepagesBacked {
+		d.size = m.Memory.Hugepages
+		d.pages = m.Memory.Guest.Bytes() / api.PageBytes(d.size)
 	}
-	size := m.Memory.Hugepages
-	return demand{size: size, pages: m.Memory.Guest.Bytes() / api.PageBytes(size), policy: m.CPU.NUMA.Policy, cells: m.CPU.NUMA.Cells}
+	return d
 }
 
 // named says whether the VM asks for one model by name.
@@ -79,7 +81,9 @@ func (r *request) named() bool {
 }
 
 // special says whether the VM asks for anything that only facts can answer.
-func (r *request) special() bool { return r.named() || len(r.features) > 0 || r.memory.size != "" }
+func (r *request) special() bool {
+	return r.named() || len(r.features) > 0 || r.cells.size != "" || r.cells.cpus > 0
+}
 
 // signature is everything Filter and Score read, in a form that is equal for equal requests.
 func (r *request) signature() string {
@@ -88,5 +92,5 @@ func (r *request) signature() string {
 		features[i] = f.Name + "=" + string(f.Policy)
 	}
 	slices.Sort(features)
-	return fmt.Sprintf("%s %s %d %s %s", r.accelerator, r.model, r.vcpus, strings.Join(features, ","), strings.Join(r.nics, ","))
+	return fmt.Sprintf("%s %s %d %d %s %s", r.accelerator, r.model, r.vcpus, r.cells.cpus, strings.Join(features, ","), strings.Join(r.nics, ","))
 }

@@ -19,7 +19,7 @@ const largePages = "1Gi"
 // costs are what the parts of the score look at; less is better.
 type costs struct {
 	cpu  int64 // surplus of the CPU, or how many Nodes could not take the guest over
-	left int64 // pages left in the cells that the VM would get
+	left int64 // pages or CPUs left in the cells that the VM would get
 }
 
 // scoreState is what PreScore found out about all Nodes that fit.
@@ -99,10 +99,10 @@ func (pl *Plugin) parts(want *request) []part {
 		}
 	}
 	add(scoreCPUFit, func(_ fwk.NodeInfo, c costs, s *scoreState) int64 { return turned(c.cpu, s.low.cpu, s.high.cpu) })
-	if want.memory.placed() {
+	if want.cells.placed() {
 		add(scoreCellPacking, func(_ fwk.NodeInfo, c costs, s *scoreState) int64 { return turned(c.left, s.low.left, s.high.left) })
 	}
-	if want.memory.size != largePages {
+	if want.cells.size != largePages {
 		add(scoreKeepLargePages, func(info fwk.NodeInfo, _ costs, _ *scoreState) int64 { return pl.withoutLargePages(info) })
 	}
 	return parts
@@ -122,17 +122,21 @@ func (pl *Plugin) costs(want *request, info fwk.NodeInfo) costs {
 	if want.model == api.CPUHostModel && have != nil && have.err == nil {
 		c.cpu -= pl.fleet.get().peers(have)
 	}
-	if t := pl.cells.get(info.Node()); want.memory.placed() && t != nil && t.err == nil {
-		c.left = leftover(want.memory, t, pl.freePages(t, want.memory.size, info))
+	if t := pl.cells.get(info.Node()); want.cells.placed() && t != nil && t.err == nil {
+		c.left = leftover(want.cells, t, pl.room(t, want.cells.size, info))
 	}
 	return c
 }
 
-// leftover is how many pages would be left in the cells that the VM would get (scheduling.md SC-045).
-func leftover(want demand, t *topology, free []int64) int64 {
-	left := -want.pages
+// leftover is how many pages would be left in the cells that the VM would get, or CPUs if it needs those alone
+// (scheduling.md SC-045).
+func leftover(want demand, t *topology, free room) int64 {
+	of, left := free.pages, -want.pages
+	if want.pages == 0 {
+		of, left = free.cpus, -want.cpus
+	}
 	for _, i := range choose(want, t, free) {
-		left += free[i]
+		left += of[i]
 	}
 	return left
 }
