@@ -20,8 +20,8 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// Priority is the SO_PRIORITY of connections that the plugin does not redirect: the proxy's own ones to listeners of
-// the Pod. It is one of the values that need no privilege and that the kernel never derives from a type of service
+// Priority is the SO_PRIORITY of connections that nobody redirects: the proxy's own ones to listeners of the Pod and to the
+// guest. It is one of the values that need no privilege and that the kernel never derives from a type of service
 // (net/ipv4/route.c, ip_tos2prio).
 const Priority = 5
 
@@ -122,22 +122,26 @@ func (p Proxy) handle(ctx context.Context, client *net.TCPConn) {
 	relay(ctx, client, server)
 }
 
-// dial prefers a listener of the Pod's own on that loopback address, which a sidecar may have, to the guest.
+// dial prefers a listener of the Pod's own on that loopback address, which a sidecar may have, to the guest. What was meant
+// for the pod IP is the guest's alone.
 func (p Proxy) dial(ctx context.Context, wanted netip.AddrPort) (*net.TCPConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	exempt := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error { return setPriority(raw) }}
-	conn, err := exempt.DialContext(ctx, "tcp", wanted.String())
-	if err == nil {
-		return conn.(*net.TCPConn), nil
+	var errs []error
+	if wanted.Addr().IsLoopback() {
+		conn, err := exempt.DialContext(ctx, "tcp", wanted.String())
+		if err == nil {
+			return conn.(*net.TCPConn), nil
+		}
+		errs = append(errs, err)
 	}
-	errs := []error{err}
 	for _, sameFamily := range []bool{true, false} {
 		for _, guest := range p.Guest {
 			if guest.Is4() == wanted.Addr().Is4() != sameFamily {
 				continue
 			}
-			conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", netip.AddrPortFrom(guest, wanted.Port()).String())
+			conn, err := exempt.DialContext(ctx, "tcp", netip.AddrPortFrom(guest, wanted.Port()).String())
 			if err == nil {
 				return conn.(*net.TCPConn), nil
 			}

@@ -147,7 +147,7 @@ func natSpec(spec Spec, nic NIC, tap string) nat.Spec {
 		Tap: tap, Pod: nic.Interface,
 		V4:    nat.Family{Guest: nic.V4.Guest.Addr(), Pod: nic.V4.Pod},
 		V6:    nat.Family{Guest: nic.V6.Guest.Addr(), Pod: nic.V6.Pod},
-		Ports: nic.Ports, Reserved: spec.Reserved,
+		Ports: nic.Ports, Reserved: slices.Concat(spec.Reserved, nic.Mesh),
 		Loopback: nat.Loopback{Port: loopback.Port(spec.PortBase), Priority: loopback.Priority},
 	}
 }

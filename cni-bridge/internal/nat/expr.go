@@ -69,7 +69,8 @@ func loadAddress(which direction, addr netip.Addr) expr.Any {
 	return load
 }
 
-func prefixIsNot(prefix netip.Prefix) []expr.Any {
+// prefix compares the source with a network.
+func prefix(op expr.CmpOp, prefix netip.Prefix) []expr.Any {
 	mask := make([]byte, prefix.Addr().BitLen()/8)
 	for bit := range prefix.Bits() {
 		mask[bit/8] |= 0x80 >> (bit % 8)
@@ -77,7 +78,7 @@ func prefixIsNot(prefix netip.Prefix) []expr.Any {
 	size := uint32(len(mask))
 	return append(family(prefix.Addr()), loadAddress(source, prefix.Addr()),
 		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: size, Mask: mask, Xor: make([]byte, size)},
-		compare(expr.CmpOpNeq, prefix.Masked().Addr().AsSlice()))
+		compare(op, prefix.Masked().Addr().AsSlice()))
 }
 
 func loadDestinationPort(register uint32) expr.Any {

@@ -22,6 +22,7 @@ const Table = "podvirt"
 // Names of the chains, which are their hooks too.
 const (
 	prerouting  = "prerouting"
+	own         = "own"
 	output      = "output"
 	postrouting = "postrouting"
 	forward     = "forward"
@@ -33,7 +34,7 @@ type Spec struct {
 	Tap, Pod string // names of the guest tap and of the Pod interface
 	V4, V6   Family
 	Ports    []api.PortRange // what comes in; nil: everything
-	Reserved []api.PortRange // TCP ports that stay with the launcher
+	Reserved []api.PortRange // TCP ports that stay with the Pod: the launcher's, those of a mesh's proxy
 	Loopback Loopback
 }
 
@@ -103,7 +104,7 @@ func Rules() (int, error) {
 	}
 	table := &nftables.Table{Name: Table, Family: nftables.TableFamilyINet}
 	count := 0
-	for _, name := range []string{prerouting, output, postrouting, forward, input} {
+	for _, name := range []string{own, prerouting, output, postrouting, forward, input} {
 		rules, err := conn.GetRules(table, &nftables.Chain{Name: name, Table: table})
 		if errors.Is(err, unix.ENOENT) {
 			continue
@@ -149,10 +150,18 @@ func layout(spec Spec) (*builder, error) {
 	if err := b.portSet(); err != nil {
 		return b, err
 	}
-	pre := b.nat(prerouting, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest)
-	out := b.nat(output, nftables.ChainHookOutput, nftables.ChainPriorityNATDest)
+	// A mesh redirects connections to its proxy in the Pod by chains of its own, with the usual priority of destination NAT
+	// (NW-058). The first chain that decides about a connection is the only one (nf_nat_inet_fn), and of equals the one that
+	// was made first; so that the proxy gets what it asks for, ours come behind. What the launcher sends to the guest has been
+	// through the proxy, or is none of its business, and is decided before.
+	usual := *nftables.ChainPriorityNATDest
+	b.launcher(b.nat(own, nftables.ChainHookOutput, new(usual-1)))
+	pre := b.nat(prerouting, nftables.ChainHookPrerouting, new(usual+1))
+	out := b.nat(output, nftables.ChainHookOutput, new(usual+1))
 	b.toGuest(pre)
 	b.add(out, metaIs(expr.MetaKeyPRIORITY, host32(spec.Loopback.Priority)), verdict(expr.VerdictReturn))
+	b.reserved(out)
+	b.fromLoopback(out)
 	b.toGuest(out)
 	b.loopback(out)
 	b.fromGuest(b.nat(postrouting, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource))
@@ -182,11 +191,42 @@ func (b *builder) add(chain *nftables.Chain, parts ...[]expr.Any) {
 	b.rules = append(b.rules, &nftables.Rule{Table: b.table, Chain: chain, Exprs: slices.Concat(parts...)})
 }
 
+// launcher decides about the launcher's connections to the guest, which change nothing by that.
+func (b *builder) launcher(chain *nftables.Chain) {
+	for _, guest := range []netip.Addr{b.spec.V4.Guest, b.spec.V6.Guest} {
+		if guest.IsValid() {
+			b.add(chain, metaIs(expr.MetaKeyPRIORITY, host32(b.spec.Loopback.Priority)), addressIs(destination, expr.CmpOpEq, guest), dnat(guest))
+		}
+	}
+}
+
+func (b *builder) reserved(chain *nftables.Chain) {
+	for _, r := range b.spec.Reserved {
+		b.add(chain, metaIs(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_TCP}), destinationPort(r), verdict(expr.VerdictReturn))
+	}
+}
+
+// fromLoopback hands what calls the pod IP from a loopback address to the launcher, which carries it to the guest: the kernel
+// lets no packet with such a source leave by the tap. Proxies of a mesh call so what they let in: from 127.0.0.6 and ::6.
+func (b *builder) fromLoopback(chain *nftables.Chain) {
+	for _, family := range []struct {
+		Family
+		loopback netip.Prefix
+	}{{b.spec.V4, netip.MustParsePrefix("127.0.0.0/8")}, {b.spec.V6, netip.MustParsePrefix("::/96")}} {
+		for _, pod := range family.Pod {
+			if family.Guest.IsValid() {
+				b.add(chain, prefix(expr.CmpOpEq, family.loopback), addressIs(destination, expr.CmpOpEq, pod),
+					metaIs(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_TCP}), redirect(b.spec.Loopback.Port))
+			}
+		}
+	}
+}
+
 // toGuest sends what arrives for the pod IP to the guest, whoever sent it: the outside, the Pod's own containers, the
 // guest itself (NW-020). The launcher's ports never go (NW-014).
 func (b *builder) toGuest(chain *nftables.Chain) {
-	for _, r := range b.spec.Reserved {
-		b.add(chain, metaIs(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_TCP}), destinationPort(r), verdict(expr.VerdictReturn))
+	if chain.Name == prerouting {
+		b.reserved(chain)
 	}
 	for _, family := range []Family{b.spec.V4, b.spec.V6} {
 		if !family.Guest.IsValid() {
@@ -243,7 +283,7 @@ func (b *builder) antiSpoof(chain *nftables.Chain) {
 		b.add(chain, tap, addressIs(source, expr.CmpOpNeq, guest), counter(), verdict(expr.VerdictDrop))
 	}
 	if guest := b.spec.V6.Guest; guest.IsValid() {
-		linkLocal := prefixIsNot(netip.MustParsePrefix("fe80::/10"))
+		linkLocal := prefix(expr.CmpOpNeq, netip.MustParsePrefix("fe80::/10"))
 		unspecified := addressIs(source, expr.CmpOpNeq, netip.IPv6Unspecified()) // duplicate address detection
 		b.add(chain, tap, addressIs(source, expr.CmpOpNeq, guest), linkLocal, unspecified, counter(), verdict(expr.VerdictDrop))
 	}

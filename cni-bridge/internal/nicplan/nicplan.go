@@ -42,6 +42,7 @@ type NIC struct {
 	MAC         net.HardwareAddr // nil: that of the Pod interface
 	SingleQueue bool
 	Ports       []api.PortRange // what comes in with masquerade; nil: everything
+	Mesh        []api.PortRange // TCP ports of a mesh's proxy in the Pod, with masquerade
 	V4, V6      Inside          // with masquerade
 	DHCP, RA    bool            // the launcher answers
 	Own         []netip.Prefix  // with wire and bridge: the addresses of the Pod interface, which the guest gets
@@ -167,7 +168,8 @@ func (p *planner) nic(o api.NIC, name string, itf Interface) NIC {
 	}
 	nic.V4 = p.inside(o, name, itf, cmp.Or(o.V4CIDR, p.config.Pod.V4CIDR.String()), "4")
 	nic.V6 = p.inside(o, name, itf, cmp.Or(o.V6CIDR, p.config.Pod.V6CIDR.String()), "6")
-	p.ports(o, name)
+	nic.Mesh = p.meshPorts()
+	p.ports(o, name, nic.Mesh)
 	return nic
 }
 
@@ -228,8 +230,14 @@ func (p *planner) inside(o api.NIC, name string, itf Interface, cidr, family str
 	return in
 }
 
-func (p *planner) ports(o api.NIC, name string) {
+func (p *planner) ports(o api.NIC, name string, mesh []api.PortRange) {
 	for _, r := range o.Ports {
+		for _, kept := range mesh {
+			if r.Protocol == kept.Protocol && r.First <= kept.Last && kept.First <= r.Last {
+				p.refuse(name, "ports=%s: kept for Istio's proxy (%s)", portText(r), portsText(mesh))
+				break
+			}
+		}
 		for _, kept := range p.config.Pod.Reserved {
 			if r.Protocol == kept.Protocol && r.First <= kept.Last && kept.First <= r.Last {
 				p.refuse(name, "ports=%s: kept for the launcher (%d to %d)", portText(r), kept.First, kept.Last)

@@ -44,14 +44,14 @@ func TestCheckNamesEachDifference(t *testing.T) {
 		"filter of the tap": {func(t *testing.T, h *nl.Handle) { must(t, h.DeleteClsact(index(t, h, "tap0"))) }, "tap0: filter is missing"},
 		"filter of the service tap": {func(t *testing.T, h *nl.Handle) { must(t, h.DeleteClsact(index(t, h, "svc0"))) },
 			"svc0: filter is missing"},
-		"table": {func(t *testing.T, _ *nl.Handle) { must(t, nat.Delete()) }, "table inet podvirt has 0 rules, want 22"},
+		"table": {func(t *testing.T, _ *nl.Handle) { must(t, nat.Delete()) }, "table inet podvirt has 0 rules, want 26"},
 		"one chain": {func(t *testing.T, _ *nl.Handle) {
 			conn, err := nftables.New()
 			must(t, err)
 			table := &nftables.Table{Name: nat.Table, Family: nftables.TableFamilyINet}
 			conn.FlushChain(&nftables.Chain{Name: "forward", Table: table})
 			must(t, conn.Flush())
-		}, "table inet podvirt has 15 rules, want 22"},
+		}, "table inet podvirt has 19 rules, want 26"},
 		"IPv4 forwarding": {func(t *testing.T, _ *nl.Handle) { sysctl(t, "net/ipv4/conf/eth0/forwarding", "0") },
 			`sysctl net/ipv4/conf/eth0/forwarding is "0", want "1"`},
 		"IPv6 forwarding": {func(t *testing.T, _ *nl.Handle) { sysctl(t, "net/ipv6/conf/all/forwarding", "0") },
