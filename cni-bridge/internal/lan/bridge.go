@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -272,6 +273,34 @@ func setVLANs(h *nl.Handle, bridge nl.Link, l netconf.LAN, port int) error {
 		return nil
 	}
 	return h.DeletePortVLAN(port, has.DefaultPVID)
+}
+
+// Warnings says of an attachment that was made what it lacks for frames to leave the node: on a bridge that others made nobody
+// gives VLANs to the uplink but they.
+func Warnings(h *nl.Handle, l netconf.LAN) []string {
+	bridge, err := h.Link(l.Bridge)
+	if err != nil || l.VLAN == 0 {
+		return nil
+	}
+	links, err := h.Links()
+	if err != nil {
+		return nil
+	}
+	missing := ""
+	for _, link := range links {
+		if link.Master != bridge.Index || link.Name != l.Uplink && (link.Kind == "veth" || link.Kind == "tun") {
+			continue // of a Pod
+		}
+		vlans, err := h.VLANsOf(link.Index)
+		if err != nil || slices.ContainsFunc(vlans, func(v nl.VLAN) bool { return int(v.ID) == l.VLAN }) {
+			return nil
+		}
+		missing = link.Name
+	}
+	if missing == "" {
+		return nil
+	}
+	return []string{fmt.Sprintf("no uplink of bridge %s lets VLAN %d through: bridge vlan add dev %s vid %d", l.Bridge, l.VLAN, missing, l.VLAN)}
 }
 
 func inTrunk(l netconf.LAN, id int) bool {

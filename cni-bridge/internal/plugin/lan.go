@@ -170,6 +170,7 @@ func (p Plugin) attach(ctx context.Context, a joining) (err error) {
 	if err := lan.Run(where, made.Bridge, all, p.AfterStep); err != nil {
 		return err
 	}
+	newLog("ADD", conf, args).warn(lan.Warnings(where.Node, conf.LAN)...)
 	return p.lanResult(a, address.result, made)
 }
 

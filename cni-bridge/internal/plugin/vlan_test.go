@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -200,6 +201,21 @@ func TestVLANs(t *testing.T) {
 		"the default VLAN is kept where asked":  {from: "far plain", to: "both", arrives: true},
 		"and is not where it is not":            {from: "far plain", to: "100"},
 	})
+	file := filepath.Join(t.TempDir(), "log")
+	warned := func() bool {
+		text, err := os.ReadFile(file)
+		return err == nil && strings.Contains(string(text), `"WARN","msg":"no uplink of bridge `) &&
+			strings.Contains(string(text), "lets VLAN 100 through: bridge vlan add dev up0 vid 100")
+	}
+	conf := map[string]any{"uplink": "up0", "vlan": 100, "logFile": file}
+	nodes[0].attach(t, "in the VLAN", conf, nil)
+	if warned() {
+		t.Error("an uplink that is in the VLAN is warned of")
+	}
+	world.Do(t, nodes[0].netns, func(h *nlHandle) { must(t, h.DeletePortVLAN(index(t, h, "up0"), 100)) })
+	if nodes[0].attach(t, "cut off", conf, nil); !warned() {
+		t.Error("no warning about an uplink that is not in the VLAN")
+	}
 }
 
 // TestServiceVLANs carries the guests' own tags inside a service tag (802.1ad).
