@@ -49,6 +49,20 @@ func (h *Handle) HasClsact(index int) (bool, error) {
 	return false, nil
 }
 
+// Dropped returns how many frames the filters of the interface's clsact have dropped, on both hooks; 0 where it has none.
+func (h *Handle) Dropped(index int) (uint64, error) {
+	qdiscs, err := dump(func() ([]netlink.Qdisc, error) { return h.raw.QdiscList(byIndex(index)) })
+	if err != nil {
+		return 0, fmt.Errorf("listing qdiscs of link %d: %w", index, orNotFound(err))
+	}
+	for _, q := range qdiscs {
+		if stats := q.Attrs().Statistics; q.Type() == "clsact" && stats != nil && stats.Queue != nil {
+			return uint64(stats.Queue.Drops), nil
+		}
+	}
+	return 0, nil
+}
+
 // DeleteClsact removes the qdisc with all its filters.
 func (h *Handle) DeleteClsact(index int) error {
 	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{

@@ -91,9 +91,15 @@ func macOf(t *testing.T, netns ns.NetNS, name string) (mac net.HardwareAddr) {
 // TestGuestIsWhoItIs sends frames by which a guest of the pod network pretends to be somebody else, and looks for them
 // outside (NW-026).
 func TestGuestIsWhoItIs(t *testing.T) {
-	a := newAttachment(t, world.Options{}, vmPod("binding=wire"))
-	must(t, a.add(t))
+	for _, binding := range []string{"wire", "bridge"} {
+		t.Run(binding, func(t *testing.T) { guestIsWhoItIs(t, binding) })
+	}
+}
+
+func guestIsWhoItIs(t *testing.T, binding string) {
+	a := newAttachment(t, world.Options{}, vmPod("binding="+binding))
 	own := macOf(t, a.Pod, "eth0")
+	must(t, a.add(t))
 	guest, _ := a.taps(t)
 	var seen *packets
 	must(t, a.Outside.Do(func(ns.NetNS) error {
@@ -111,7 +117,11 @@ func TestGuestIsWhoItIs(t *testing.T) {
 			break
 		}
 	}
+	before, strangers := dropped(t, a.Pod, "tap0"), uint64(0)
 	for name, row := range frames {
+		if !row.passes {
+			strangers++
+		}
 		t.Run(name, func(t *testing.T) {
 			_, err := guest.Write(row.frame)
 			must(t, err)
@@ -128,6 +138,19 @@ func TestGuestIsWhoItIs(t *testing.T) {
 			}
 		})
 	}
+	if got := dropped(t, a.Pod, "tap0") - before; got != strangers {
+		t.Errorf("%d frames are counted as dropped; want %d", got, strangers)
+	}
+}
+
+func dropped(t *testing.T, netns ns.NetNS, name string) (frames uint64) {
+	t.Helper()
+	world.Do(t, netns, func(h *nlHandle) {
+		var err error
+		frames, err = h.Dropped(index(t, h, name))
+		must(t, err)
+	})
+	return frames
 }
 
 type strange struct {

@@ -23,6 +23,7 @@ type Figures struct {
 	Stats                 *virt.Stats       // nil: the VM is off
 	Disks                 map[string]string // target ("vda") -> disk name
 	NICs                  map[string]string // target ("tap0") -> NIC name
+	Spoofed               map[string]uint64 // NIC name -> frames of the guest that were dropped for their sender
 
 	VCPUs          int
 	MemoryTarget   uint64 // bytes that the guest should have
@@ -184,6 +185,9 @@ func (f Figures) network(w *writer) {
 		for _, nic := range f.Stats.NICs {
 			w.counter("kubevirt_vmi_network_"+series.name, float64(series.value(nic)), "interface", orKey(f.NICs, nic.Target))
 		}
+	}
+	for _, nic := range slices.Sorted(maps.Keys(f.Spoofed)) {
+		w.counter("podvirt_nic_spoofed_frames_total", float64(f.Spoofed[nic]), "interface", nic)
 	}
 }
 

@@ -29,7 +29,7 @@ func figures() Figures {
 	return Figures{
 		Name: "db1", Namespace: "shop", Accelerator: api.AcceleratorTCG, State: api.StateRunning, VCPUs: 2,
 		MemoryTarget: 4 << 30, MemoryMax: 4 << 30, Boots: 1, AgentConnected: true, ConsoleDropped: 7,
-		StartSteps: map[string]time.Duration{"define": 20 * time.Millisecond}, IOErrors: map[string]int{"root": 3},
+		StartSteps: map[string]time.Duration{"define": 20 * time.Millisecond}, IOErrors: map[string]int{"root": 3}, Spoofed: map[string]uint64{"default": 4},
 		Disks: map[string]string{"vda": "root"}, NICs: map[string]string{"tap0": "default"},
 		Cgroup: &Cgroup{Limit: 1000, Usage: 400, OOMKills: 1, Stalled: time.Second},
 		Stats: &virt.Stats{
@@ -109,6 +109,7 @@ func TestMetrics(t *testing.T) {
 		{"kubevirt_vmi_network_receive_bytes_total", []string{"interface", "default"}, 100},
 		{"kubevirt_vmi_network_transmit_bytes_total", []string{"interface", "default"}, 200},
 		{"kubevirt_vmi_network_receive_bytes_total", []string{"interface", "tap9"}, 0},
+		{"podvirt_nic_spoofed_frames_total", []string{"interface", "default"}, 4},
 		{"kubevirt_vmi_filesystem_used_bytes", []string{"mount_point", "/"}, 1},
 		{"kubevirt_vmi_info", []string{"guest_os_name", "Debian \"13\"\n\\"}, 1},
 	}
