@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,6 +31,11 @@ const (
 // World is one Pod with what surrounds it.
 type World struct {
 	Outside, Pod, Guest ns.NetNS
+
+	// Offloads boots guests that leave checksums and segmentation to others, as virtio guests do.
+	Offloads bool
+	// FromGuest and ToGuest are the largest frames that were carried, in bytes.
+	FromGuest, ToGuest atomic.Int64
 }
 
 // Options of a world.
@@ -160,14 +166,11 @@ func (w *World) BootNIC(t testing.TB, index int, name string, static ...netip.Pr
 		if nic.MultiQueue {
 			flags = unix.IFF_MULTI_QUEUE
 		}
-		tap, err = nl.OpenTap(link.Name, flags)
-		must(t, err)
+		tap = w.open(t, link.Name, flags)
 	})
 	var guest *os.File
 	Do(t, w.Guest, func(h *nl.Handle) {
-		var err error
-		guest, err = nl.OpenTap(name, 0)
-		must(t, err)
+		guest = w.open(t, name, 0)
 		link, err := h.Link(name)
 		must(t, err)
 		must(t, h.Set(link.Index, nl.Changes{MAC: nic.MAC, MTU: mtu, Up: true}))
@@ -187,8 +190,8 @@ func (w *World) BootNIC(t testing.TB, index int, name string, static ...netip.Pr
 		}
 	})
 	done := make(chan struct{}, 2)
-	go carry(tap, guest, done)
-	go carry(guest, tap, done)
+	go carry(tap, guest, &w.ToGuest, done)
+	go carry(guest, tap, &w.FromGuest, done)
 	t.Cleanup(func() {
 		_ = tap.Close()
 		_ = guest.Close()
@@ -198,10 +201,30 @@ func (w *World) BootNIC(t testing.TB, index int, name string, static ...netip.Pr
 	return nic
 }
 
+// open opens a queue of a tap. With offloads each frame stands behind a struct virtio_net_hdr, which is carried with it.
+func (w *World) open(t testing.TB, name string, flags uint16) *os.File {
+	t.Helper()
+	if w.Offloads {
+		flags |= unix.IFF_VNET_HDR
+	}
+	f, err := nl.OpenTap(name, flags)
+	must(t, err)
+	if !w.Offloads {
+		return f
+	}
+	const all = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6 | unix.TUN_F_USO4 | unix.TUN_F_USO6
+	raw, err := f.SyscallConn()
+	must(t, err)
+	var setErr error
+	must(t, raw.Control(func(fd uintptr) { setErr = unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, all) }))
+	must(t, setErr)
+	return f
+}
+
 // carry copies frames until one side is closed.
-func carry(from, to *os.File, done chan<- struct{}) {
+func carry(from, to *os.File, largest *atomic.Int64, done chan<- struct{}) {
 	defer func() { done <- struct{}{} }()
-	frame := make([]byte, 1<<16)
+	frame := make([]byte, 1<<17)
 	for {
 		n, err := from.Read(frame)
 		if errors.Is(err, os.ErrClosed) {
@@ -210,6 +233,7 @@ func carry(from, to *os.File, done chan<- struct{}) {
 		if err != nil {
 			continue // the interface is down at this moment
 		}
+		largest.Store(max(largest.Load(), int64(n)))
 		if _, err := to.Write(frame[:n]); errors.Is(err, os.ErrClosed) {
 			return
 		}
