@@ -24,9 +24,12 @@ const (
 	KeyImportSecret      = Prefix + "import-secret"
 	KeyImportHeaders     = Prefix + "import-headers"
 	KeyImportInsecure    = Prefix + "import-insecure"
-	KeyImportArch        = Prefix + "import-arch"
-	KeyImportMode        = Prefix + "import-mode"
-	KeyImportDeadline    = Prefix + "import-deadline"
+	// KeyImportHeadersSecret names Secrets whose values are headers.
+	KeyImportHeadersSecret = Prefix + "import-headers-secret"
+	KeyImportArch          = Prefix + "import-arch"
+	KeyImportMode          = Prefix + "import-mode"
+	KeyImportDeadline      = Prefix + "import-deadline"
+	KeyImportPaused        = Prefix + "import-paused"
 )
 
 // Annotations and the condition that the driver writes on a claim (storage.md 2.2).
@@ -52,15 +55,18 @@ type Import struct {
 	Source      string
 	Format      string // auto, raw, qcow2, vmdk, vdi, vhd, vhdx
 	Compression string // auto, none, gz, xz, zst, bz2
-	Checksum    string // ALGORITHM:HEX; empty: none
+	Checksum    string // ALGORITHM:HEX, or the URL of a sums file; empty: none
 	Archive     string // ova; empty: none
 	Member      string // the file of an ova, or of a registry source below disk/; empty: the only one
 	Arch        string // of a registry source; empty: the node's
 	CA          string // ConfigMap of the claim's namespace
 	Secret      string // Secret of the claim's namespace
 	Headers     []string
-	Insecure    bool
-	Deadline    time.Duration // 0: none
+	// HeaderSecrets are Secrets of the claim's namespace with more of them.
+	HeaderSecrets []string
+	Insecure      bool
+	Deadline      time.Duration // 0: none
+	Paused        bool
 }
 
 // importRow is one key with its grammar. Refused words name what later versions do.
@@ -83,7 +89,7 @@ func importRows() []importRow {
 		{key: KeyImportSecret, value: object},
 		{key: KeyImportHeaders, value: text(MaxText), lines: true},
 		{key: KeyImportInsecure, value: boolean()},
-		{key: Prefix + "import-headers-secret", value: text(MaxText).later("")},
+		{key: KeyImportHeadersSecret, value: text(MaxText)},
 		{key: Prefix + "import-proxy", value: word("default none").later("default none")},
 		{key: KeyImportArch, value: word("amd64 arm64 s390x ppc64le riscv64")},
 		{key: KeyImportMode, value: word("driver pod").later("driver")},
@@ -92,7 +98,7 @@ func importRows() []importRow {
 		{key: Prefix + "import-sidecar", value: text(MaxText).later("")},
 		{key: Prefix + "import-cache", value: word("use bypass").later("use bypass")},
 		{key: KeyImportDeadline, value: duration("30m or 24h").or("0").wrong("is not a duration such as 30m or 24h")},
-		{key: Prefix + "import-paused", value: boolean().later("false")},
+		{key: KeyImportPaused, value: boolean()},
 	}
 }
 
@@ -118,9 +124,10 @@ func ParseImport(annotations map[string]string, dataSource bool) (*Import, Error
 	checkParts(annotations, wrong)
 	asked := &Import{
 		Source: source, Format: cmp.Or(annotations[KeyImportFormat], "auto"), Compression: cmp.Or(annotations[KeyImportCompression], "auto"),
-		Checksum: strings.ToLower(annotations[KeyImportChecksum]), CA: annotations[KeyImportCA], Secret: annotations[KeyImportSecret],
+		Checksum: digestsLower(annotations[KeyImportChecksum]), CA: annotations[KeyImportCA], Secret: annotations[KeyImportSecret],
 		Insecure: annotations[KeyImportInsecure] == "true", Deadline: DefaultImportDeadline,
 		Member: annotations[KeyImportMember], Arch: annotations[KeyImportArch],
+		Paused: annotations[KeyImportPaused] == "true",
 	}
 	asked.Archive = archiveOf(annotations)
 	if asked.Format == "iso" {
@@ -130,8 +137,18 @@ func ParseImport(annotations map[string]string, dataSource bool) (*Import, Error
 		asked.Deadline = toDuration(text)
 	}
 	var bad string
-	if asked.Headers, bad = headerLines(annotations[KeyImportHeaders]); bad != "" {
+	if asked.Headers, bad = ParseHeaders(annotations[KeyImportHeaders]); bad != "" {
 		wrong(KeyImportHeaders, bad)
+	}
+	object := named("object").wrong("not the name of an object")
+	for name := range strings.SplitSeq(annotations[KeyImportHeadersSecret], ",") {
+		if name = strings.TrimSpace(name); name == "" {
+			continue
+		}
+		if bad := object.Check(name); bad != "" {
+			wrong(KeyImportHeadersSecret, bad)
+		}
+		asked.HeaderSecrets = append(asked.HeaderSecrets, name)
 	}
 	return asked, errs.sorted()
 }
@@ -168,7 +185,7 @@ func checkImportWords(annotations map[string]string, wrong func(key, text string
 
 // checkBlank refuses what makes no sense without content (ST-058).
 func checkBlank(annotations map[string]string, wrong func(key, text string)) {
-	for _, key := range []string{KeyImportChecksum, KeyImportSecret, KeyImportCA, KeyImportHeaders} {
+	for _, key := range []string{KeyImportChecksum, KeyImportSecret, KeyImportCA, KeyImportHeaders, KeyImportHeadersSecret} {
 		if annotations[key] != "" {
 			wrong(key, "a blank volume has no source; set "+KeyImportSource)
 		}
@@ -219,7 +236,8 @@ func checkSource(source string) string {
 		scheme, _, _ := strings.Cut(source, ":")
 		return "scheme not one of " + strings.Join(schemes, ", ") + nearestSuffix(scheme, schemes)
 	}
-	if parsed.Scheme != "http" && parsed.Scheme != "https" && parsed.Scheme != "docker" {
+	store := parsed.Scheme == "s3" || parsed.Scheme == "gs"
+	if !isWeb(parsed.Scheme) && parsed.Scheme != "docker" && !store {
 		return parsed.Scheme + ": " + NotYet
 	}
 	if parsed.User != nil {
@@ -228,7 +246,46 @@ func checkSource(source string) string {
 	if parsed.Hostname() == "" {
 		return "no host in the URL"
 	}
+	if store {
+		return checkObject(parsed)
+	}
 	return ""
+}
+
+// checkObject checks a source in an object store.
+func checkObject(source *url.URL) string {
+	if strings.Trim(source.Path, "/") == "" {
+		return "no object in the URL: " + source.Scheme + "://BUCKET/OBJECT"
+	}
+	var words []string
+	if source.Scheme == "s3" {
+		words = []string{"endpoint", "region", "style", "versionId"}
+	}
+	query := source.Query()
+	for _, key := range slices.Sorted(maps.Keys(query)) {
+		if !slices.Contains(words, key) {
+			return strconv.Quote(key) + ": unknown parameter" + nearestSuffix(key, words)
+		}
+	}
+	if style := query.Get("style"); style != "" && style != "path" && style != "host" {
+		return "style: not one of path, host"
+	}
+	if endpoint := query.Get("endpoint"); endpoint != "" {
+		if parsed, err := url.Parse(endpoint); err != nil || !isWeb(parsed.Scheme) || parsed.Host == "" || parsed.User != nil {
+			return "endpoint: not a URL such as https://minio.example.org:9000"
+		}
+	}
+	return ""
+}
+
+func isWeb(scheme string) bool { return scheme == "http" || scheme == "https" }
+
+// digestsLower writes hex digits as programs do; URLs stay.
+func digestsLower(sum string) string {
+	if scheme, _, _ := strings.Cut(sum, ":"); isWeb(scheme) {
+		return sum
+	}
+	return strings.ToLower(sum)
 }
 
 func checkChecksum(sum string) string {
@@ -236,8 +293,8 @@ func checkChecksum(sum string) string {
 	lengths := map[string]int{"sha256": 64, "sha512": 128, "sha1": 40, "md5": 32}
 	words := []string{"sha256", "sha512", "sha1", "md5"}
 	switch want := lengths[algorithm]; {
-	case algorithm == "http" || algorithm == "https":
-		return "a URL of a sums file: " + NotYet
+	case isWeb(algorithm):
+		return checkSource(sum)
 	case !ok || want == 0:
 		return "not ALGORITHM:HEX with one of " + strings.Join(words, ", ") + nearestSuffix(algorithm, words)
 	case len(digits) != want:
@@ -249,8 +306,8 @@ func checkChecksum(sum string) string {
 	return ""
 }
 
-// headerLines divides "Name: value" lines; bad says which line is none.
-func headerLines(text string) (lines []string, bad string) {
+// ParseHeaders divides "Name: value" lines; bad says which line is none.
+func ParseHeaders(text string) (lines []string, bad string) {
 	n := 0
 	for line := range strings.Lines(text) {
 		n++

@@ -30,11 +30,11 @@ func TestParseImport(t *testing.T) {
 			annotations: map[string]string{
 				KeyImportSource: url, KeyImportFormat: "qcow2", KeyImportCompression: "xz", KeyImportChecksum: "sha1:" + strings.Repeat("A", 40),
 				KeyImportCA: "example-ca", KeyImportSecret: "login", KeyImportHeaders: "X-A: b\nX-C: d", KeyImportInsecure: "true",
-				KeyImportDeadline: "0", KeyImportProgress: "1.0%",
+				KeyImportDeadline: "0", KeyImportProgress: "1.0%", KeyImportPaused: "true", KeyImportHeadersSecret: "one, two",
 			},
 			want: &Import{
 				Source: url, Format: "qcow2", Compression: "xz", Checksum: "sha1:" + strings.Repeat("a", 40), CA: "example-ca", Secret: "login",
-				Headers: []string{"X-A: b", "X-C: d"}, Insecure: true,
+				Headers: []string{"X-A: b", "X-C: d"}, Insecure: true, Paused: true, HeaderSecrets: []string{"one", "two"},
 			},
 		},
 		"iso is raw": {
@@ -88,6 +88,25 @@ func TestParseImport(t *testing.T) {
 		},
 		"member of nothing": {
 			annotations: map[string]string{KeyImportSource: url, KeyImportMember: "x"}, errs: []string{"only for docker:// sources"},
+		},
+		"object": {
+			annotations: map[string]string{KeyImportSource: "s3://b/a/k?endpoint=http://h:9000&region=eu&style=path&versionId=1"},
+			want: &Import{
+				Source: "s3://b/a/k?endpoint=http://h:9000&region=eu&style=path&versionId=1", Format: "auto", Compression: "auto", Deadline: 24 * time.Hour,
+			},
+		},
+		"no object":       {annotations: map[string]string{KeyImportSource: "gs://b/"}, errs: []string{"no object in the URL: gs://BUCKET/OBJECT"}},
+		"parameter":       {annotations: map[string]string{KeyImportSource: "s3://b/k?regoin=eu"}, errs: []string{`"regoin": unknown parameter; nearest: region`}},
+		"parameter of gs": {annotations: map[string]string{KeyImportSource: "gs://b/k?region=eu"}, errs: []string{`"region": unknown parameter`}},
+		"style":           {annotations: map[string]string{KeyImportSource: "s3://b/k?style=virtual"}, errs: []string{"style: not one of path, host"}},
+		"endpoint":        {annotations: map[string]string{KeyImportSource: "s3://b/k?endpoint=h"}, errs: []string{"endpoint: not a URL such as"}},
+		"sums file": {
+			annotations: map[string]string{KeyImportSource: url, KeyImportChecksum: "https://h/SHA256SUMS"},
+			want:        &Import{Source: url, Format: "auto", Compression: "auto", Deadline: 24 * time.Hour, Checksum: "https://h/SHA256SUMS"},
+		},
+		"sums file with a password": {
+			annotations: map[string]string{KeyImportSource: url, KeyImportChecksum: "https://me:x@h/SHA256SUMS", KeyImportHeadersSecret: "a,B_"},
+			errs:        []string{"a password in the URL", "not the name of an object"},
 		},
 		"password":  {annotations: map[string]string{KeyImportSource: "https://u:p@h/x"}, errs: []string{"a password in the URL; use podvirt.dev/import-secret"}},
 		"no host":   {annotations: map[string]string{KeyImportSource: "https:///x"}, errs: []string{"no host in the URL"}},

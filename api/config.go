@@ -40,12 +40,14 @@ type Config struct {
 
 // ImportConfig holds the keys storage.import.* that this version reads.
 type ImportConfig struct {
-	MaxPerNode  int   // 0: 4
-	Memory      int64 // bytes; 0: 256 MiB
-	Insecure    []string
-	CA          string   // ConfigMap of podvirt-system with CAs for all imports
-	Allow, Deny []string // host patterns and CIDRs; Deny is added to what is always denied, a named Allow wins
-	NoLandlock  bool     // require-landlock: off
+	MaxPerNode      int   // 0: 4
+	MaxPerNamespace int   // 0: 2
+	Memory          int64 // bytes; 0: 256 MiB
+	Bandwidth       int64 // bytes per second of one import; 0: unlimited
+	Insecure        []string
+	CA              string   // ConfigMap of podvirt-system with CAs for all imports
+	Allow, Deny     []string // host patterns and CIDRs; Deny is added to what is always denied, a named Allow wins
+	NoLandlock      bool     // require-landlock: off
 }
 
 // MemoryConfig holds the keys memory.*.

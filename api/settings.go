@@ -164,7 +164,8 @@ func newConfig(data map[string]string) Config {
 		MdevOff: data["devices.mdev"] == "off", UnsafeIRQs: data["devices.unsafe-interrupts"] == "allow",
 		StoragePools: data["storage.pools"], DefaultClass: data["storage.default-class"],
 		Import: ImportConfig{
-			MaxPerNode: number("storage.import.max-per-node"), Memory: toBytes(data["storage.import.memory"]),
+			MaxPerNode: number("storage.import.max-per-node"), MaxPerNamespace: number("storage.import.max-per-namespace"),
+			Memory: toBytes(data["storage.import.memory"]), Bandwidth: toBytes(strings.TrimSuffix(data["storage.import.bandwidth"], "/s")),
 			Insecure: items(data["storage.import.insecure-registries"]), Allow: items(data["storage.import.allow"]), CA: data["storage.import.ca"],
 			Deny: items(data["storage.import.deny"]), NoLandlock: data["storage.import.require-landlock"] == "off",
 		},

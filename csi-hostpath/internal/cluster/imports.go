@@ -45,9 +45,25 @@ func (c *Client) ImportObjects(ctx context.Context, claim volume.Claim, asked *a
 		}
 	}
 	if asked.Secret != "" {
-		objects.Secret, err = c.secret(ctx, claim.Namespace, asked.Secret)
+		if objects.Secret, err = c.secret(ctx, api.KeyImportSecret, claim.Namespace, asked.Secret); err != nil {
+			return objects, err
+		}
+		if text := objects.Check(); text != "" {
+			return objects, fmt.Errorf("%s: %q: %s", api.KeyImportSecret, asked.Secret, text)
+		}
 	}
-	return objects, err
+	for _, name := range asked.HeaderSecrets {
+		data, err := c.secret(ctx, api.KeyImportHeadersSecret, claim.Namespace, name)
+		if err != nil {
+			return objects, err
+		}
+		lines, wrong := importer.Headers(data)
+		if wrong != "" {
+			return objects, fmt.Errorf("%s: %q: %s", api.KeyImportHeadersSecret, name, wrong)
+		}
+		objects.Headers = append(objects.Headers, lines...)
+	}
+	return objects, nil
 }
 
 // sharedCA is the ConfigMap with CAs for everybody.
@@ -73,22 +89,19 @@ func (c *Client) certificates(ctx context.Context, key, namespace, name string) 
 	return data, nil
 }
 
-// secret reads the Secret that a claim names.
-func (c *Client) secret(ctx context.Context, namespace, name string) (map[string][]byte, error) {
+// secret reads a Secret that a key of a claim names.
+func (c *Client) secret(ctx context.Context, key, namespace, name string) (map[string][]byte, error) {
 	full := namespace + "/" + name
 	found, err := c.kube.CoreV1().Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsForbidden(err) {
-		return nil, fmt.Errorf("%s: %q: no permission to read Secret %s; grant it with: kubectl vm import grant %s", api.KeyImportSecret, name, full, name)
+		return nil, fmt.Errorf("%s: %q: no permission to read Secret %s; grant it with: kubectl vm import grant %s", key, name, full, name)
 	}
 	if err != nil {
-		return nil, objectError(api.KeyImportSecret, name, "Secret "+full, err)
+		return nil, objectError(key, name, "Secret "+full, err)
 	}
 	data := maps.Clone(found.Data)
 	if data == nil {
 		data = map[string][]byte{}
-	}
-	if text := (importer.Objects{Secret: data}).Check(); text != "" {
-		return nil, fmt.Errorf("%s: %q: %s", api.KeyImportSecret, name, text)
 	}
 	return data, nil
 }
@@ -229,16 +242,21 @@ func (c *Client) forgetting(ctx context.Context, claims listers.PersistentVolume
 			return
 		case <-ticker.C:
 		}
-		forget(ctx, func(claim volume.Claim) bool {
+		forget(ctx, func(claim volume.Claim) driver.ClaimState {
 			found, err := claims.PersistentVolumeClaims(claim.Namespace).Get(claim.Name)
-			if apierrors.IsNotFound(err) {
+			switch {
+			case apierrors.IsNotFound(err):
 				c.imports.forget(claim.UID)
-				return false
+				return driver.ClaimState{Gone: true}
+			case err != nil:
+				return driver.ClaimState{}
 			}
-			return err != nil || string(found.UID) == claim.UID && found.DeletionTimestamp == nil
+			return driver.ClaimState{
+				Gone: string(found.UID) != claim.UID || found.DeletionTimestamp != nil, Paused: found.Annotations[api.KeyImportPaused] == "true",
+			}
 		})
 	}
 }
 
-// Forgetter ends imports whose claims do not exist any more.
-type Forgetter func(ctx context.Context, exists func(volume.Claim) bool)
+// Forgetter ends imports whose claims do not exist any more, and lets those pause whose claims say so.
+type Forgetter func(ctx context.Context, at func(volume.Claim) driver.ClaimState)

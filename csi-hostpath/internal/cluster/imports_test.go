@@ -34,6 +34,7 @@ func TestImportObjects(t *testing.T) {
 		&corev1.ConfigMap{ObjectMeta: meta("shop", "bad"), Data: map[string]string{"ca.pem": "nothing"}},
 		&corev1.ConfigMap{ObjectMeta: meta("shop", "empty")},
 		&corev1.Secret{ObjectMeta: meta("shop", "login"), Data: map[string][]byte{"username": []byte("me"), "password": []byte("x")}},
+		&corev1.Secret{ObjectMeta: meta("shop", "headers"), Data: map[string][]byte{"a": []byte("X-A: b\n"), "b": []byte("X-C: d")}},
 		&corev1.Secret{ObjectMeta: meta("shop", "other"), Data: map[string][]byte{"key": []byte("x")}},
 	))
 	if _, err := client.ImportSettings(t.Context()); err != nil {
@@ -49,13 +50,22 @@ func TestImportObjects(t *testing.T) {
 		"bad CA":    {api.Import{CA: "bad"}, `podvirt.dev/import-ca: "bad": key ca.pem holds no certificate`},
 		"empty CA":  {api.Import{CA: "empty"}, "the ConfigMap holds no certificate"},
 		"no Secret": {api.Import{Secret: "none"}, `podvirt.dev/import-secret: "none": Secret shop/none not found`},
-		"keys":      {api.Import{Secret: "other"}, "the Secret needs token, or username and password, or tls.crt and tls.key"},
+		"headers":   {api.Import{HeaderSecrets: []string{"headers"}}, ""},
+		"no header": {
+			api.Import{HeaderSecrets: []string{"headers", "other"}},
+			`podvirt.dev/import-headers-secret: "other": key key of the Secret is not "Name: value"`,
+		},
+		"no Secret of headers": {
+			api.Import{HeaderSecrets: []string{"none"}}, `podvirt.dev/import-headers-secret: "none": Secret shop/none not found`,
+		},
+		"keys": {api.Import{Secret: "other"}, "the Secret needs token, or username and password, or tls.crt and tls.key"},
 	} {
 		objects, err := client.ImportObjects(t.Context(), volume.Claim{Namespace: "shop", Name: "root"}, &row.asked)
 		switch {
 		case (err == nil) != (row.text == "") || err != nil && !strings.Contains(err.Error(), row.text):
 			t.Errorf("%s: error = %v; want %q", name, err, row.text)
-		case err == nil && (objects.Shared["lab.pem"] == "" || (row.asked.CA != "") != (objects.CA != nil) || (row.asked.Secret != "") != (objects.Secret != nil)):
+		case err == nil && (objects.Shared["lab.pem"] == "" || (row.asked.CA != "") != (objects.CA != nil) || (row.asked.Secret != "") != (objects.Secret != nil) ||
+			len(objects.Headers) != 2*len(row.asked.HeaderSecrets)):
 			t.Errorf("%s: objects = %+v", name, objects)
 		}
 	}

@@ -59,7 +59,7 @@ func TestResize(t *testing.T) {
 		done <- client.Follow(ctx, func(_ context.Context, handle string, size int64) (int64, error) {
 			asked <- fmt.Sprint(handle, " ", size)
 			return size, refuse[handle]
-		}, func(context.Context, func(volume.Claim) bool) {})
+		}, func(context.Context, func(volume.Claim) driver.ClaimState) {})
 	}()
 	want := map[string]string{"NoSpace": "not enough room", "DiskResized": "3Gi", "VolumeResizeFailed": "size out of range"}
 	for len(want) > 0 {

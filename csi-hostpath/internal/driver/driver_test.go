@@ -366,11 +366,11 @@ func TestRefusals(t *testing.T) {
 		},
 		"files in a Block": {
 			request{size: size, block: true}, map[string]string{annotationContent: "files"},
-			codes.InvalidArgument, `podvirt.dev/content: "files": a Block volume is always content disk`,
+			codes.FailedPrecondition, `podvirt.dev/content: "files": a Block volume is always content disk`,
 		},
 		"unknown content": {
 			request{size: size}, map[string]string{annotationContent: "dsk"},
-			codes.InvalidArgument, `podvirt.dev/content: "dsk": not one of disk, files; nearest: disk`,
+			codes.FailedPrecondition, `podvirt.dev/content: "dsk": not one of disk, files; nearest: disk`,
 		},
 		"an import": {
 			request{size: size}, map[string]string{api.KeyImportSource: "https://example.org/x"},

@@ -19,6 +19,7 @@ var (
 	errBusy      = errors.New("not while the volume is in use")
 	errNotStaged = errors.New("the volume is not staged there")
 	errElsewhere = errors.New("not on this node")
+	errClaim     = errors.New("the claim asks for what cannot be")
 	errImport    = errors.New("the import is refused")
 	errPending   = errors.New("another call for this volume is running")
 	errToken     = errors.New("no such starting token")
@@ -35,6 +36,7 @@ func codeOf(err error) codes.Code {
 		{context.Canceled, codes.Canceled},
 		// Not InvalidArgument: the provisioner would let minutes pass before it looks at a claim that was corrected.
 		{errImport, codes.FailedPrecondition},
+		{errClaim, codes.FailedPrecondition},
 		{errInvalid, codes.InvalidArgument},
 		{volume.ErrInvalid, codes.InvalidArgument},
 		{volume.ErrRejected, codes.InvalidArgument},

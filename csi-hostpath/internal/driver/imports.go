@@ -51,6 +51,7 @@ const (
 	phasePending   = "Pending"
 	phaseFetching  = "Fetching"
 	phaseVerifying = "Verifying"
+	phasePaused    = "Paused"
 	phaseSucceeded = "Succeeded"
 	phaseFailed    = "Failed"
 
@@ -59,14 +60,15 @@ const (
 	reasonFailed     = "Failed"
 	reasonInvalid    = "InvalidRequest"
 	reasonNoSpace    = "NoSpace"
+	reasonPaused     = "Paused"
 )
 
 const (
 	// tellEvery is how often a claim is written while its import runs, eventEvery how often that makes an event.
 	tellEvery  = 2 * time.Second
 	eventEvery = time.Minute
-	// defaultImports is how many imports run at once where the configuration does not say.
-	defaultImports = 4
+	// defaultImports is how many imports run at once where the configuration does not say, and how many of a namespace.
+	defaultImports, defaultOfNamespace = 4, 2
 	// maxCrashes is how often the confined process may end unexpectedly before its image is given up.
 	maxCrashes = 3
 )
@@ -94,11 +96,11 @@ type imports struct {
 	claims Imports
 	tuning importer.Tuning
 
+	turns   turns
 	mu      sync.Mutex
-	active  int
-	freed   chan struct{} // closed when one ends
 	running map[string]*filling
-	failed  map[string]failed // by UID of the claim
+	took    map[string]ImportReport // of finished ones, by UID of the claim
+	failed  map[string]failed       // by UID of the claim
 }
 
 // failed is an import that will not succeed until its claim says something else.
@@ -108,7 +110,7 @@ type failed struct {
 }
 
 func newImports(claims Imports, tuning importer.Tuning) *imports {
-	return &imports{claims: claims, tuning: tuning, freed: make(chan struct{}), running: map[string]*filling{}, failed: map[string]failed{}}
+	return &imports{claims: claims, tuning: tuning, running: map[string]*filling{}, failed: map[string]failed{}, took: map[string]ImportReport{}}
 }
 
 // filling is one import of this driver.
@@ -120,9 +122,13 @@ type filling struct {
 	objects  importer.Objects
 	settings ImportSettings
 	stop     context.CancelCauseFunc
+	turn     *turn
+	since    time.Time // when it began, perhaps under an earlier driver
 
 	mu       sync.Mutex
 	phase    string
+	paused   bool
+	halt     func(bool) error // nil: no process runs
 	last     importer.Progress
 	restarts int64 // of earlier attempts
 	rate     float64
@@ -146,7 +152,7 @@ func (i *imports) prepare(ctx context.Context, claim volume.Claim, annotations m
 	if i.claims == nil || claim.UID == "" {
 		return nil, invalid(fmt.Errorf("%s: %q: imports need an API server and the name of the claim", api.KeyImportSource, asked.Source))
 	}
-	f := &filling{all: i, claim: claim, asked: asked, digest: digestOf(annotations), phase: phasePending}
+	f := &filling{all: i, claim: claim, asked: asked, digest: digestOf(annotations), phase: phasePending, paused: asked.Paused}
 	if text := i.known(f); text != "" {
 		return nil, importRefusal(text)
 	}
@@ -199,9 +205,10 @@ func digestOf(annotations map[string]string) string {
 	return hex.EncodeToString(sum.Sum(nil)[:16])
 }
 
-// asksFor says whether an annotation is one that people write.
+// asksFor says whether an annotation is one of those that people write and that say what is imported.
 func asksFor(key string) bool {
 	written := []string{
+		api.KeyImportPaused,
 		api.KeyImportPhase, api.KeyImportProgress, api.KeyImportBytes, api.KeyImportMessage, api.KeyImportRestarts, api.KeyImportDigest, api.KeyImportInfo,
 	}
 	return strings.HasPrefix(key, api.Prefix+"import-") && !slices.Contains(written, key)
@@ -243,33 +250,6 @@ func (r importRefusal) Error() string { return string(r) }
 // Is makes a refusal errImport.
 func (importRefusal) Is(target error) bool { return target == errImport }
 
-// enter waits for its turn.
-func (i *imports) enter(ctx context.Context, most int) error {
-	for {
-		i.mu.Lock()
-		if i.active < most {
-			i.active++
-			i.mu.Unlock()
-			return nil
-		}
-		freed := i.freed
-		i.mu.Unlock()
-		select {
-		case <-freed:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
-
-func (i *imports) leave() {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	i.active--
-	close(i.freed)
-	i.freed = make(chan struct{})
-}
-
 // fill is the [volume.Fill] of a claim.
 func (f *filling) fill(ctx context.Context, into volume.Filling) error {
 	ctx, stop := context.WithCancelCause(ctx)
@@ -283,10 +263,15 @@ func (f *filling) fill(ctx context.Context, into volume.Filling) error {
 		defer f.all.mu.Unlock()
 		delete(f.all.running, f.claim.UID)
 	}()
-	if err := f.all.enter(ctx, cmp.Or(f.settings.MaxPerNode, defaultImports)); err != nil {
+	f.turn = &turn{
+		namespace: f.claim.Namespace, onNode: cmp.Or(f.settings.MaxPerNode, defaultImports),
+		ofNamespace: cmp.Or(f.settings.MaxPerNamespace, defaultOfNamespace),
+	}
+	if err := f.all.turns.enter(ctx, f.turn); err != nil {
 		return f.ended(ctx, err)
 	}
-	defer f.all.leave()
+	defer f.all.turns.leave(f.turn)
+	f.since = into.Since
 	if f.asked.Deadline > 0 {
 		var cancel context.CancelFunc
 		late := fmt.Errorf("not done in %s", f.asked.Deadline)
@@ -390,8 +375,20 @@ func (f *filling) begin(ctx context.Context, into volume.Filling) (*importer.Che
 	}
 	f.mu.Lock()
 	f.phase = phaseFetching
+	paused := f.paused
+	if paused {
+		f.phase = phasePaused
+	}
 	f.mu.Unlock()
-	f.tell(ctx, ImportState{Populated: "False", Reason: reasonInProgress, Message: text, Event: event})
+	weak := strings.HasPrefix(f.asked.Checksum, "md5:") || strings.HasPrefix(f.asked.Checksum, "sha1:")
+	if weak {
+		text += "; md5 and sha1 do not keep out who means harm: use sha256"
+	}
+	f.tell(ctx, ImportState{Populated: "False", Reason: reasonInProgress, Message: text, Event: event, Warning: weak})
+	if paused {
+		f.all.turns.leave(f.turn)
+		f.tell(ctx, f.pausedState())
+	}
 	return start, nil
 }
 
@@ -427,7 +424,7 @@ type journal struct {
 func (f *filling) request(into volume.Filling, start *importer.Checkpoint) importer.Request {
 	return importer.Request{
 		Import: f.asked, Objects: f.objects, Size: into.Size, Output: into.Disk, Start: start,
-		Memory: f.settings.Memory, NoLandlock: f.settings.NoLandlock, Dial: f.policy().Dial, Tuning: f.all.tuning,
+		Memory: f.settings.Memory, Bandwidth: f.settings.Bandwidth, NoLandlock: f.settings.NoLandlock, Dial: f.policy().Dial, Tuning: f.all.tuning,
 		Checkpoint: func(c importer.Checkpoint) error {
 			data, err := json.Marshal(journal{Asked: f.digest, Restarts: f.restartsNow() + 1, Point: c})
 			if err != nil {
@@ -435,6 +432,7 @@ func (f *filling) request(into volume.Filling, start *importer.Checkpoint) impor
 			}
 			return into.Note(data)
 		},
+		Runs: f.runs,
 		Progress: func(p importer.Progress) {
 			f.mu.Lock()
 			defer f.mu.Unlock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -97,14 +98,15 @@ func (f *filling) tick(ctx context.Context) {
 	f.rate = float64(now.Transferred-f.before.Transferred) / tellEvery.Seconds()
 	f.before = now
 	event := ""
-	if time.Since(f.event) >= eventEvery {
+	if time.Since(f.event) >= eventEvery && !f.paused {
 		event, f.event = "ImportProgress", time.Now()
 		if now.Problem != "" {
 			event = "ImportRetrying"
 		}
 	}
+	paused := f.paused
 	f.mu.Unlock()
-	if !changed && event == "" {
+	if paused || !changed && event == "" {
 		return
 	}
 	text := percent(now) + " of " + f.source()
@@ -125,6 +127,9 @@ func (f *filling) again(ctx context.Context, err error) {
 
 // verified says what the source was.
 func (f *filling) verified(ctx context.Context, sum string) {
+	f.all.mu.Lock()
+	f.all.took[f.claim.UID] = ImportReport{Claim: f.claim, Scheme: f.scheme(), Took: time.Since(f.since)}
+	f.all.mu.Unlock()
 	f.mu.Lock()
 	f.phase = phaseVerifying
 	f.mu.Unlock()
@@ -157,28 +162,87 @@ func (i *imports) waiting(claim volume.Claim) string {
 	return f.name() + ": " + percent(f.progress())
 }
 
-// cancel ends the imports of claims that are gone, and forgets what was remembered of them.
-func (i *imports) cancel(exists func(volume.Claim) bool) {
+// ClaimState is what an import must know of its claim while it runs.
+type ClaimState struct {
+	Gone   bool // it was deleted
+	Paused bool // its owner wants the import to wait
+}
+
+// look ends the imports of claims that are gone, forgets what was remembered of them, and lets others wait or go on.
+func (i *imports) look(ctx context.Context, at func(volume.Claim) ClaimState) {
 	i.mu.Lock()
-	defer i.mu.Unlock()
-	for _, f := range i.running {
-		if !exists(f.claim) {
-			f.stop(errClaimGone)
-		}
-	}
+	running := slices.Collect(maps.Values(i.running))
 	for uid, before := range i.failed {
-		if !exists(before.claim) {
+		if at(before.claim).Gone {
 			delete(i.failed, uid)
 		}
 	}
+	for uid, report := range i.took {
+		if at(report.Claim).Gone {
+			delete(i.took, uid)
+		}
+	}
+	i.mu.Unlock()
+	for _, f := range running {
+		now := at(f.claim)
+		if now.Gone {
+			f.stop(errClaimGone)
+			continue
+		}
+		f.pause(ctx, now.Paused)
+	}
 }
 
-// Forget ends the imports of claims that do not exist any more, and removes what there is of their volumes.
-func (d *Driver) Forget(ctx context.Context, exists func(volume.Claim) bool) {
-	d.controller.imports.cancel(exists)
+// pause halts an import, or lets it go on. What it has read stays: as long as this driver lives it goes on at the byte.
+func (f *filling) pause(ctx context.Context, paused bool) {
+	f.mu.Lock()
+	if f.paused == paused || f.phase != phaseFetching && f.phase != phasePaused {
+		f.mu.Unlock()
+		return
+	}
+	f.paused = paused
+	f.phase = map[bool]string{true: phasePaused, false: phaseFetching}[paused]
+	f.halted()
+	f.mu.Unlock()
+	if paused {
+		f.all.turns.leave(f.turn)
+		f.tell(ctx, f.pausedState())
+		return
+	}
+	f.all.turns.retake(f.turn)
+	f.tell(ctx, ImportState{Populated: "False", Reason: reasonInProgress, Message: "going on", Event: "ImportResumed"})
+}
+
+func (f *filling) pausedState() ImportState {
+	return ImportState{Populated: "False", Reason: reasonPaused, Message: "paused by " + api.KeyImportPaused, Event: "ImportPaused"}
+}
+
+// halted makes the confined process do as the claim says; with f.mu held.
+func (f *filling) halted() {
+	if f.halt == nil {
+		return
+	}
+	if err := f.halt(f.paused); err != nil {
+		klog.Background().V(2).Info("The import has ended before it could be halted", "claim", f.claim.String(), "err", err)
+	}
+}
+
+// runs is told how to halt the confined process; nil: it has ended.
+func (f *filling) runs(halt func(bool) error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.halt = halt; f.paused {
+		f.halted()
+	}
+}
+
+// Forget looks at the claims of all imports: it ends those whose claims do not exist any more, removes what there is of
+// their volumes, and lets others pause or go on.
+func (d *Driver) Forget(ctx context.Context, at func(volume.Claim) ClaimState) {
+	d.controller.imports.look(ctx, at)
 	for store, begun := range d.opts.Pools.Filling() {
 		for _, v := range begun {
-			if exists(v.Claim) {
+			if !at(v.Claim).Gone {
 				continue
 			}
 			if err := d.controller.discard(store, v); err != nil {
@@ -200,25 +264,30 @@ func (c *controller) discard(store *volume.Store, v volume.Volume) error {
 	return store.Discard(v.UUID)
 }
 
-// RunningImport is an import as metrics show it.
-type RunningImport struct {
+// ImportReport is an import as metrics show it.
+type ImportReport struct {
 	Claim    volume.Claim
 	Scheme   string
-	Bytes    int64   // that came over the network
-	Ratio    float64 // 0 to 1; -1 where the source tells no length
+	Took     time.Duration // 0: it runs
+	Bytes    int64         // that came over the network
+	Ratio    float64       // 0 to 1; -1 where the source tells no length
 	Restarts int64
 }
 
-// Imports returns the imports that run.
-func (d *Driver) Imports() []RunningImport {
+func (f *filling) scheme() string {
+	scheme, _, _ := strings.Cut(f.asked.Source, ":")
+	return scheme
+}
+
+// Imports returns the imports that run, and those that succeeded under this driver while their claims exist.
+func (d *Driver) Imports() []ImportReport {
 	i := d.controller.imports
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	var all []RunningImport
+	all := slices.Collect(maps.Values(i.took))
 	for _, f := range i.running {
 		now := f.progress()
-		shown := RunningImport{Claim: f.claim, Bytes: now.Transferred, Ratio: -1, Restarts: f.restartsNow()}
-		shown.Scheme, _, _ = strings.Cut(f.asked.Source, ":")
+		shown := ImportReport{Claim: f.claim, Scheme: f.scheme(), Bytes: now.Transferred, Ratio: -1, Restarts: f.restartsNow()}
 		if now.Total > 0 {
 			shown.Ratio = float64(now.Position) / float64(now.Total)
 		}

@@ -109,6 +109,16 @@ func invalid(err error) error {
 	return refusal{err}
 }
 
+// correctable is an error whose text stands alone and that an edit of the claim mends. It is errClaim: after InvalidArgument the
+// provisioner leaves a claim alone for five minutes, whatever it says by then, unless its StorageClass is made anew.
+type correctable struct{ error }
+
+// Is makes the error errClaim.
+func (correctable) Is(target error) bool { return target == errClaim }
+
+// Unwrap returns the error.
+func (c correctable) Unwrap() error { return c.error }
+
 // newVolume turns a CreateVolume request into the pool's name and what to make there.
 func (c *unlockedController) newVolume(ctx context.Context, req *csi.CreateVolumeRequest) (string, volume.Request, error) {
 	params := req.GetParameters()
@@ -139,7 +149,7 @@ func (c *unlockedController) newVolume(ctx context.Context, req *csi.CreateVolum
 	}
 	if mode := info.Annotations[annotationCloneMode]; mode != "" {
 		if modes := []string{auto, cloneReflink, cloneCopy}; !slices.Contains(modes, mode) {
-			return "", volume.Request{}, invalid(notOneOf(annotationCloneMode, mode, modes))
+			return "", volume.Request{}, correctable{notOneOf(annotationCloneMode, mode, modes)}
 		}
 		class.clone = mode
 	}
@@ -226,24 +236,28 @@ func shape(r *volume.Request, capabilities []*csi.VolumeCapability, s shaping) e
 	if !writers && s.source == nil && !s.filled {
 		return fmt.Errorf("%w: a read-only volume without a source would stay empty", errInvalid)
 	}
-	var errs []error
+	var ofClass, ofClaim []error
 	r.Content, err = s.content(r.Mode)
-	errs = append(errs, err)
+	ofClaim = append(ofClaim, err)
 	r.Preallocation, err = preallocationOf(s.annotations[annotationPreallocation], s.class.preallocation)
-	errs = append(errs, err)
+	ofClaim = append(ofClaim, err)
 	if s.class.hardSize == poolconfig.HardSizeProject {
-		errs = append(errs, fmt.Errorf("StorageClass parameter hardSize: %q: pool %s enforces sizes by %s",
+		ofClass = append(ofClass, fmt.Errorf("StorageClass parameter hardSize: %q: pool %s enforces sizes by %s",
 			s.class.hardSize, s.where.Name, s.where.HardSize))
 	}
 	if r.Preallocation == volume.PreallocateFalloc && s.where.Abilities.FileSystem == filesystem.Btrfs {
-		errs = append(errs, fmt.Errorf("%s: %q: falloc is not supported by file system btrfs of pool %s: none, full",
+		ofClaim = append(ofClaim, fmt.Errorf("%s: %q: falloc is not supported by file system btrfs of pool %s: none, full",
 			annotationPreallocation, r.Preallocation, s.where.Name))
 	}
 	if s.source == nil && r.Mode == volume.ModeFilesystem && (s.where.HardSize == poolconfig.HardSizeImage || s.class.hardSize == poolconfig.HardSizeImage) {
 		r.FSType, err = imageType(fsType, *r)
-		errs = append(errs, err)
+		ofClass = append(ofClass, err)
 	}
-	return invalid(errors.Join(errs...))
+	all := errors.Join(append(ofClaim, ofClass...)...)
+	if errors.Join(ofClaim...) != nil {
+		return correctable{all}
+	}
+	return invalid(all)
 }
 
 // content is what the volume holds: a disk where one is imported.

@@ -60,6 +60,10 @@ type Options struct {
 	Headers  http.Header      // for the host of URL only
 	User     string           // empty: no basic authentication
 	Password string
+	// Authorize signs a request to the host of URL; nil: User, Password and Headers are all.
+	Authorize func(*http.Request) error
+	// Explain says why the server refused, from an answer; nil: its status says all.
+	Explain func(*http.Response) string
 	// Fixed says that the URL names the content, as digests of registries do: there is one version.
 	Fixed bool
 	// Transport makes the requests; nil: one made of the options above.
@@ -162,6 +166,7 @@ func (s *Stream) redirect(req *http.Request, via []*http.Request) error {
 	}
 	if req.URL.Host != first.Host || first.Scheme == "https" && req.URL.Scheme != "https" {
 		req.Header.Del("Authorization")
+		req.Header.Del("X-Amz-Security-Token")
 		for name := range s.opts.Headers {
 			req.Header.Del(name)
 		}
@@ -299,6 +304,11 @@ func (s *Stream) request(ctx context.Context, first, last int64) (*http.Response
 			req.Header.Set("If-Range", condition)
 		}
 	}
+	if s.opts.Authorize != nil {
+		if err := s.opts.Authorize(req); err != nil {
+			return nil, err
+		}
+	}
 	resp, err := s.client.Do(req)
 	if err != nil {
 		return nil, s.failed(err)
@@ -354,17 +364,34 @@ func (s *Stream) judge(resp *http.Response) error {
 		return ErrChanged
 	case status == http.StatusRequestTimeout, status == http.StatusTooEarly, status == http.StatusTooManyRequests, status >= 500:
 		err := fmt.Errorf("%s: %s", s.name(), resp.Status)
-		if seconds, parsed := strconv.Atoi(resp.Header.Get("Retry-After")); parsed == nil && seconds > 0 {
-			return later{err, time.Duration(min(seconds, 3600)) * time.Second}
+		if pause := retryAfter(resp.Header.Get("Retry-After")); pause > 0 {
+			return later{err, pause}
 		}
 		return err
 	default:
-		return Permanent(fmt.Sprintf("%s: %d %s", s.name(), status, http.StatusText(status)))
+		text := fmt.Sprintf("%s: %d %s", s.name(), status, http.StatusText(status))
+		if s.opts.Explain != nil {
+			if why := s.opts.Explain(resp); why != "" {
+				text += " (" + why + ")"
+			}
+		}
+		return Permanent(text)
 	}
 	if kind, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type")); err == nil && kind == "text/html" {
 		return Permanent("the server sent text/html (a login page?), not a disk image")
 	}
 	return nil
+}
+
+// retryAfter reads seconds or a date (RFC 9110, 10.2.3); 0: neither.
+func retryAfter(value string) time.Duration {
+	if seconds, err := strconv.Atoi(value); err == nil {
+		return time.Duration(min(seconds, 3600)) * time.Second
+	}
+	if at, err := http.ParseTime(value); err == nil {
+		return time.Until(at)
+	}
+	return 0
 }
 
 // accept looks whether the answer continues what was read, and skips what came before.

@@ -85,8 +85,9 @@ type worker struct {
 	written atomic.Int64
 	info    atomic.Pointer[image.Info]
 	problem atomic.Pointer[string]
-	synced  int64 // offset of the last checkpoint
-	hashed  int64 // offset in the source up to which the digests went at the last checkpoint of an earlier attempt
+	synced  int64     // offset of the last checkpoint
+	due     time.Time // when the next byte may come
+	hashed  int64     // offset in the source up to which the digests went at the last checkpoint of an earlier attempt
 
 	mu      sync.Mutex
 	reports *json.Encoder
@@ -113,6 +114,9 @@ func (w *worker) run(ctx context.Context) (string, error) {
 	if start == nil {
 		start = &Checkpoint{}
 	}
+	if err := w.sums(ctx, options); err != nil {
+		return "", err
+	}
 	if w.hashes, err = restored(w.job.Checksum, start.Hashes); err != nil {
 		return "", err
 	}
@@ -123,6 +127,9 @@ func (w *worker) run(ctx context.Context) (string, error) {
 	defer stop()
 	if strings.HasPrefix(w.job.URL, "docker:") {
 		return w.copyRegistry(ctx, options)
+	}
+	if err := w.job.toCloud(ctx, &options); err != nil {
+		return "", err
 	}
 	if err := w.open(ctx, options, start.Pin, start.Offset); err != nil {
 		return "", err
@@ -159,8 +166,8 @@ func (w *worker) copy(start int64) error {
 		Size: w.job.Size, Format: w.job.Format, Compression: w.job.Compression, Length: w.stream.Load().Pin().Length, Start: start, To: counted{w},
 		Told: func(info image.Info) { w.info.Store(&info) }, Copied: w.checkpoint,
 	}
-	if stream := w.stream.Load(); stream.Ranged() {
-		o.At = stream
+	if w.stream.Load().Ranged() {
+		o.At = anywhere{w}
 	}
 	var err error
 	if w.job.Archive == api.ArchiveOVA {
@@ -179,7 +186,11 @@ func (w *worker) copy(start int64) error {
 type source struct{ w *worker }
 
 func (s source) Read(p []byte) (int, error) {
+	if rate := s.w.job.Bandwidth; rate > 0 {
+		p = p[:min(int64(len(p)), max(4096, rate/8))] // short pauses: a connection that waits long counts as stalled
+	}
 	n, err := s.w.stream.Load().Read(p)
+	s.w.pace(n)
 	known := min(max(0, s.w.hashed-s.w.read.Load()), int64(n)) // of an earlier attempt, which had read ahead
 	for _, h := range s.w.hashes {
 		h.Write(p[known:n])
@@ -191,6 +202,29 @@ func (s source) Read(p []byte) (int, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		err = &image.TransportError{Err: err}
 	}
+	return n, err
+}
+
+// pace waits until what came is no more than storage.import.bandwidth allows.
+func (w *worker) pace(n int) {
+	if w.job.Bandwidth <= 0 || n <= 0 {
+		return
+	}
+	now := time.Now()
+	if w.due.Before(now) {
+		w.due = now
+	}
+	w.due = w.due.Add(time.Duration(float64(n) / float64(w.job.Bandwidth) * float64(time.Second)))
+	timer := time.NewTimer(w.due.Sub(now))
+	<-timer.C
+}
+
+// anywhere reads the source at any offset, at the same pace.
+type anywhere struct{ w *worker }
+
+func (a anywhere) ReadAt(p []byte, at int64) (int, error) {
+	n, err := a.w.stream.Load().ReadAt(p, at)
+	a.w.pace(n)
 	return n, err
 }
 

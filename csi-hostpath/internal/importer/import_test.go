@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -169,6 +170,9 @@ type attempt struct {
 	points  []Checkpoint
 	last    Progress
 	size    int64
+
+	bandwidth int64
+	dial      func(ctx context.Context, address string) (net.Conn, error) // nil: as the policy allows
 }
 
 func (a *attempt) run(t *testing.T) (string, error) {
@@ -200,8 +204,12 @@ func (a *attempt) run(t *testing.T) (string, error) {
 		a.tuning.FirstPause = time.Millisecond
 	}
 	a.tuning.LastPause = 10 * time.Millisecond
+	dial := policy.Dial
+	if a.dial != nil {
+		dial = a.dial
+	}
 	return Run(a.ctx, Request{
-		Import: asked, Objects: a.objects, Size: a.size, Output: a.disk, Start: a.start, Dial: policy.Dial, Tuning: a.tuning,
+		Import: asked, Objects: a.objects, Size: a.size, Output: a.disk, Start: a.start, Dial: dial, Tuning: a.tuning, Bandwidth: a.bandwidth,
 		Checkpoint: func(c Checkpoint) error { a.points = append(a.points, c); return nil },
 		Progress:   func(p Progress) { a.last = p },
 	})
@@ -250,6 +258,21 @@ func listen(t *testing.T, handler http.Handler) string {
 	s := httptest.NewServer(handler)
 	t.Cleanup(s.Close)
 	return s.URL
+}
+
+// listenOn starts a server at an address.
+func listenOn(t *testing.T, address string, handler http.Handler) (string, error) {
+	t.Helper()
+	listener, err := (&net.ListenConfig{}).Listen(t.Context(), "tcp", address)
+	if err != nil {
+		return "", err
+	}
+	s := httptest.NewUnstartedServer(handler)
+	_ = s.Listener.Close() // the usual one
+	s.Listener = listener
+	s.Start()
+	t.Cleanup(s.Close)
+	return s.URL, nil
 }
 
 func servers() map[string]server {

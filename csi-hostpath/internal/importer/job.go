@@ -56,16 +56,20 @@ type job struct {
 	Arch        string
 	Size        int64
 	Memory      int64
+	Bandwidth   int64
 	Roots       []byte // PEM
 	Headers     []string
 	User        string
 	Password    string
 	Token       string
-	Certificate []byte // PEM
-	Key         []byte
-	Insecure    bool
-	Start       *Checkpoint
-	Tuning      Tuning
+	// AccessKey, SecretKey and SessionToken are for S3; Google is the JSON key of a service account.
+	AccessKey, SecretKey, SessionToken string
+	Google                             []byte
+	Certificate                        []byte // PEM
+	Key                                []byte
+	Insecure                           bool
+	Start                              *Checkpoint
+	Tuning                             Tuning
 }
 
 // Tuning are the times of an import; tests make them short. The zero value is for production.

@@ -10,6 +10,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+
+	"podvirt.dev/api"
 )
 
 // systemRoots are the CAs of the image that the driver runs in.
@@ -20,6 +22,20 @@ type Objects struct {
 	CA     map[string]string // data of the ConfigMap; nil: none is named
 	Shared map[string]string // data of storage.import.ca
 	Secret map[string][]byte // data of the Secret; nil: none is named
+	// Headers are the values of the Secrets that hold headers, "Name: value" each.
+	Headers []string
+}
+
+// Headers reads a Secret of import-headers-secret; wrong says what is none.
+func Headers(data map[string][]byte) (lines []string, wrong string) {
+	for _, key := range slices.Sorted(maps.Keys(data)) {
+		found, bad := api.ParseHeaders(strings.TrimSpace(string(data[key])))
+		if bad != "" || len(found) != 1 {
+			return nil, "key " + key + ` of the Secret is not "Name: value"`
+		}
+		lines = append(lines, found...)
+	}
+	return lines, ""
 }
 
 // Check says what is wrong with the objects, in the words of storage.md 2.1; "" when nothing is.
@@ -38,10 +54,11 @@ func (o Objects) Check() string {
 	has := func(keys ...string) bool {
 		return !slices.ContainsFunc(keys, func(key string) bool { return len(o.Secret[key]) == 0 })
 	}
-	if has("token") || has("username", "password") || has("tls.crt", "tls.key") || has(dockerConfig) {
+	if has("token") || has("username", "password") || has("tls.crt", "tls.key") || has(dockerConfig) ||
+		has(s3Access, s3Secret) || has(googleKey) {
 		return ""
 	}
-	return "the Secret needs token, or username and password, or tls.crt and tls.key, or " + dockerConfig
+	return "the Secret needs token, or username and password, or tls.crt and tls.key, or " + dockerConfig + ", or accessKeyId and secretKey, or " + googleKey
 }
 
 // fill adds CAs and credentials to a job and encodes it.
@@ -57,6 +74,11 @@ func (o Objects) fill(j *job) ([]byte, error) {
 		}
 	}
 	j.User, j.Password = string(o.Secret["username"]), string(o.Secret["password"])
+	j.AccessKey, j.SecretKey, j.SessionToken = string(o.Secret[s3Access]), string(o.Secret[s3Secret]), string(o.Secret["sessionToken"])
+	j.Google = o.Secret[googleKey]
+	if j.User == "" && j.Password == "" && (strings.HasPrefix(j.URL, "http:") || strings.HasPrefix(j.URL, "https:")) {
+		j.User, j.Password = j.AccessKey, j.SecretKey
+	}
 	if config := o.Secret[dockerConfig]; len(config) > 0 {
 		if j.User, j.Password, err = registryLogin(config, j.URL); err != nil {
 			return nil, err
@@ -68,6 +90,12 @@ func (o Objects) fill(j *job) ([]byte, error) {
 	}
 	return json.Marshal(j)
 }
+
+// Keys of Secrets for object stores.
+const (
+	s3Access, s3Secret = "accessKeyId", "secretKey"
+	googleKey          = "gcs.json"
+)
 
 // dockerConfig is the key of Secrets of type kubernetes.io/dockerconfigjson.
 const dockerConfig = ".dockerconfigjson"

@@ -134,6 +134,9 @@ func match(pattern, host string, ip netip.Addr) bool {
 // not (ST-050). A host without port means 443 and 80.
 func (p Policy) Unverified(source string) string {
 	parsed, err := url.Parse(source)
+	if err == nil && parsed.Scheme == "s3" {
+		parsed, err = url.Parse(parsed.Query().Get("endpoint"))
+	}
 	if err != nil {
 		return "not a URL"
 	}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -36,10 +37,13 @@ type Request struct {
 	Start   *Checkpoint
 
 	Memory     int64 // bytes; 0: the default
+	Bandwidth  int64 // bytes per second; 0: unlimited
 	NoLandlock bool
 	Dial       func(ctx context.Context, address string) (net.Conn, error)
 	Tuning     Tuning
 
+	// Runs is told how to halt the confined process and let it go on; with nil, that it has ended. Nil: nobody is told.
+	Runs func(halt func(bool) error)
 	// Checkpoint is told how far the disk is filled for good; Progress how far it is.
 	Checkpoint func(Checkpoint) error
 	Progress   func(Progress)
@@ -106,6 +110,12 @@ func run(ctx context.Context, r Request, broker *os.File) (string, error) {
 	_ = broker.Close() // the child has its own
 	if err != nil {
 		return "", fmt.Errorf("starting the import: %w", err)
+	}
+	if r.Runs != nil {
+		r.Runs(func(halt bool) error {
+			return cmd.Process.Signal(map[bool]os.Signal{true: unix.SIGSTOP, false: unix.SIGCONT}[halt])
+		})
+		defer r.Runs(nil)
 	}
 	last, err := r.follow(out)
 	if err != nil {
@@ -186,7 +196,8 @@ func (l *report) outcome() (string, error) {
 func (r *Request) job() ([]byte, error) {
 	j := job{
 		URL: r.Import.Source, Format: r.Import.Format, Compression: r.Import.Compression, Checksum: r.Import.Checksum, Size: r.Size,
-		Memory: r.Memory, Headers: r.Import.Headers, Insecure: r.Import.Insecure, Start: r.Start, Tuning: r.Tuning,
+		Memory: r.Memory, Bandwidth: r.Bandwidth, Headers: append(slices.Clone(r.Import.Headers), r.Objects.Headers...),
+		Insecure: r.Import.Insecure, Start: r.Start, Tuning: r.Tuning,
 		Archive: r.Import.Archive, Member: r.Import.Member, Arch: cmp.Or(r.Import.Arch, runtime.GOARCH),
 	}
 	if j.Memory == 0 {

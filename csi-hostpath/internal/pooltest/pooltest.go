@@ -72,7 +72,7 @@ func Unmount(t testing.TB, dir string) {
 	t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
-	patience := time.After(10 * time.Second)
+	patience := time.After(patience)
 	for {
 		err := mounts.UnmountTree(dir)
 		if err == nil {
@@ -100,12 +100,15 @@ func Run(t testing.TB, argv ...string) string {
 	return string(out)
 }
 
-// Eventually polls until done returns nil, at most 30 s.
+// patience is how long a machine that is busy may take.
+const patience = 3 * time.Minute
+
+// Eventually polls until done returns nil, for some minutes.
 func Eventually(t testing.TB, done func() error) {
 	t.Helper()
 	ticker := time.NewTicker(20 * time.Millisecond)
 	defer ticker.Stop()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(patience)
 	for {
 		err := done()
 		if err == nil {
@@ -114,7 +117,7 @@ func Eventually(t testing.TB, done func() error) {
 		select {
 		case <-ticker.C:
 		case <-deadline:
-			t.Fatalf("after 30 s still: %v", err)
+			t.Fatalf("after %v still: %v", patience, err)
 		}
 	}
 }

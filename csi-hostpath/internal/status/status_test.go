@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc"
 
@@ -56,10 +57,11 @@ func TestMetricsAndReadiness(t *testing.T) {
 		t.Errorf("Observe = %v; want the error of the call", err)
 	}
 	claim := volume.Claim{Namespace: "shop", Name: "root"}
-	s.FollowImports(func() []driver.RunningImport {
-		return []driver.RunningImport{
+	s.FollowImports(func() []driver.ImportReport {
+		return []driver.ImportReport{
 			{Claim: claim, Scheme: "https", Bytes: 4096, Ratio: 0.25, Restarts: 2},
 			{Claim: volume.Claim{Namespace: "shop", Name: "data"}, Scheme: "http", Ratio: -1},
+			{Claim: volume.Claim{Namespace: "shop", Name: "old"}, Scheme: "docker", Took: 90 * time.Second},
 		}
 	})
 	code, text := get(t, s, "/metrics")
@@ -75,6 +77,7 @@ func TestMetricsAndReadiness(t *testing.T) {
 		`podvirt_import_progress_ratio{namespace="shop",persistentvolumeclaim="root",scheme="https"} 0.25`,
 		`podvirt_import_restarts_total{namespace="shop",persistentvolumeclaim="root",scheme="https"} 2`,
 		`podvirt_import_restarts_total{namespace="shop",persistentvolumeclaim="data",scheme="http"} 0`,
+		`podvirt_import_duration_seconds{namespace="shop",persistentvolumeclaim="old",scheme="docker"} 90`,
 		`podvirt_component_info{component="csi-hostpath",version="v1"} 1`,
 	} {
 		if !strings.Contains(text, want) {
