@@ -75,6 +75,7 @@ type NetworkConfig struct {
 	MACSalt          string
 	MaxNICs          int
 	InstallMethod    string // auto, drop-in, wrap, edit, off
+	CompatNames      []string
 	ConfDir, BinDir  string
 }
 

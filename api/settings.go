@@ -157,7 +157,7 @@ func newConfig(data map[string]string) Config {
 			DefaultBinding: Binding(data["network.default-binding"]), SecondaryBinding: Binding(data["network.secondary-binding"]),
 			V4CIDR: data["network.v4-cidr"], V6CIDR: data["network.v6-cidr"], SpoofCheck: data["network.spoof-check"],
 			MACPrefix: data["network.mac-prefix"], MACSalt: data["network.mac-salt"], MaxNICs: number("network.max-nics"),
-			InstallMethod: data["network.install-method"], ConfDir: data["network.conf-dir"], BinDir: data["network.bin-dir"],
+			CompatNames: items(data["network.compat-names"]), InstallMethod: data["network.install-method"], ConfDir: data["network.conf-dir"], BinDir: data["network.bin-dir"],
 		},
 		DeviceCapacity: map[string]int{}, StartupTaint: data["nodes.startup-taint"] == "on",
 		MinWrite: toDuration(data["nodes.min-write-interval"]), VsockCIDBase: uint32(number("devices.vsock-cid-base")),

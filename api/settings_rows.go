@@ -214,7 +214,7 @@ func networkSettings() []Setting {
 		{Key: "network.bridges-ignored", Group: group, Value: text(64).later(""), Commas: true, Default: "`docker*,cni*,cbr*,virbr*,podman*`",
 			InForce: live,
 			Meaning: "bridges that are not published"},
-		{Key: "network.compat-names", Group: group, Value: pattern(dnsLabelPattern, "not a program name").later(""), Commas: true, Default: "empty",
+		{Key: "network.compat-names", Group: group, Value: pattern(dnsLabelPattern, "not a program name"), Commas: true, Default: "empty",
 			InForce: live,
 			Meaning: "further names of the CNI binary"},
 		{Key: "network.hotplug", Group: group, Value: onOff().later("off"), Default: "`on`", InForce: live, Meaning: "NIC hot-plug by the agent"},

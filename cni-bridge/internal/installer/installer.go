@@ -124,6 +124,8 @@ func (i *Installer) Install(ctx context.Context) ([]string, Plan, error) {
 			changed = append(changed, filepath.Join(i.options.BinDir, api.CNIType))
 		}
 	}
+	links, linkErr := linkNames(i.options.BinDir, settings.Names)
+	changed = append(changed, links...)
 	stage, err := encode(settings.Stage)
 	if err != nil {
 		return changed, Plan{}, err
@@ -131,7 +133,7 @@ func (i *Installer) Install(ctx context.Context) ([]string, Plan, error) {
 	plan, planErr := MakePlan(i.options.ConfDir, settings.Method, stage)
 	files, err := Apply(i.options.ConfDir, plan)
 	changed = append(changed, files...)
-	err = errors.Join(planErr, err)
+	err = errors.Join(planErr, err, linkErr)
 	return changed, plan, errors.Join(err, i.report(plan, err))
 }
 

@@ -16,7 +16,8 @@ import (
 // Settings are what the cluster's configuration says about the pod stage.
 type Settings struct {
 	Method  Method
-	MACSalt *string // nil: the UID of Namespace kube-system
+	MACSalt *string  // nil: the UID of Namespace kube-system
+	Names   []string // under which the binary is there too
 	Stage   Stage
 }
 
@@ -71,6 +72,7 @@ func ReadSettings(dir string) (Settings, error) {
 	if network.InstallMethod != "" {
 		settings.Method = Method(network.InstallMethod)
 	}
+	settings.Names = network.CompatNames
 	if salt, ok := data["network.mac-salt"]; ok {
 		if salt == "none" {
 			salt = ""

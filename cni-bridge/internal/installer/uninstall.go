@@ -49,6 +49,11 @@ func Uninstall(o Options, force bool) (Uninstalled, error) {
 			filepath.Join(o.BinDir, api.CNIType), o.StateDir, len(entries)))
 		return done, nil
 	}
+	links, err := linkNames(o.BinDir, nil)
+	done.Removed = append(done.Removed, links...)
+	if err != nil {
+		return done, err
+	}
 	binary := filepath.Join(o.BinDir, api.CNIType)
 	if err := os.Remove(binary); err == nil {
 		done.Removed = append(done.Removed, binary)

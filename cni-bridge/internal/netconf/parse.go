@@ -142,7 +142,11 @@ func (d *decoder) mode(chained bool) Mode {
 		return Mode(mode)
 	}
 	has := func(key string) bool { _, ok := d.keys[key]; return ok }
+	var called string
+	d.text("type", &called)
 	switch {
+	case strings.HasSuffix(called, "tuning"): // a name of network.compat-names
+		return ModeTuning
 	case has("bridge"), has("uplink"):
 		return ModeBridge
 	case has("master"):

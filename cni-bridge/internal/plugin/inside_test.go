@@ -21,6 +21,7 @@ import (
 // TestInsideNetwork: a network between Pod and guest that hides something the Pod has is refused and leaves nothing, and
 // another one works (NW-017).
 func TestInsideNetwork(t *testing.T) {
+	onHostAlone(t)
 	for name, row := range map[string]struct {
 		address, server string // what the Pod has besides
 		want            string
@@ -64,6 +65,7 @@ func TestInsideNetwork(t *testing.T) {
 // TestGuestReachesItself calls the guest from the guest: by its pod IP, and by a Service whose only endpoint it is, which
 // the node turns around as kube-proxy does (NW-020).
 func TestGuestReachesItself(t *testing.T) {
+	onHostAlone(t)
 	a := newAttachment(t, world.Options{}, vmPod("ports=80"))
 	must(t, a.add(t))
 	a.Boot(t)
@@ -90,6 +92,7 @@ func TestGuestReachesItself(t *testing.T) {
 // TestSmallerPath: behind the node is a link with a smaller MTU, which both sides learn by ICMP alone; large datagrams go in
 // fragments (NW-021).
 func TestSmallerPath(t *testing.T) {
+	onHostAlone(t)
 	a := newAttachment(t, world.Options{}, vmPod(""))
 	must(t, a.add(t))
 	a.Boot(t)
@@ -114,6 +117,7 @@ func TestSmallerPath(t *testing.T) {
 // TestIdleConnection: a connection outlives a silence of hours (the kernel forgets it after five days), and even that it is
 // forgotten; helpers that look into packets are off (NW-021).
 func TestIdleConnection(t *testing.T) {
+	onHostAlone(t)
 	a := newAttachment(t, world.Options{}, vmPod(""))
 	must(t, a.add(t))
 	a.Boot(t)

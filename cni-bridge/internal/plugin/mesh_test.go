@@ -28,6 +28,7 @@ const meshMark = 0x539
 // TestMesh has a stand-in for a mesh's proxy in the Pod, behind the rules that Istio writes there, before our ADD or after it:
 // the guest's connections of both directions pass the proxy, but for those that the mesh leaves alone (NW-058, NW-059).
 func TestMesh(t *testing.T) {
+	onHostAlone(t)
 	for _, mode := range []string{"sidecar", "ambient"} {
 		for _, order := range []string{"mesh first", "mesh last"} {
 			t.Run(mode+", "+order, func(t *testing.T) {

@@ -25,6 +25,7 @@ const large = 32 << 10
 // TestLargeFramesStayWhole: what the guest or the other side leaves to be cut passes our filters and our NAT in one piece, in
 // both directions (NW-037).
 func TestLargeFramesStayWhole(t *testing.T) {
+	onHostAlone(t)
 	for _, binding := range []string{"masquerade", "wire"} {
 		for _, family := range []struct{ name, outside, pod string }{
 			{"IPv4", world.Outside4, world.Pod4}, {"IPv6", world.Outside6, world.Pod6},
@@ -137,6 +138,7 @@ func largestOn(t *testing.T, netns ns.NetNS, name string) *atomic.Int64 {
 // TestWrongChecksums: a frame whose checksum is wrong is not made right on its way, and one that has none yet gets it where
 // it must have one (NW-037).
 func TestWrongChecksums(t *testing.T) {
+	onHostAlone(t)
 	for _, binding := range []string{"masquerade", "wire"} {
 		t.Run(binding, func(t *testing.T) {
 			a := newAttachment(t, world.Options{Only: "4"}, vmPod("binding="+binding))
