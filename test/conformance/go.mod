@@ -5,6 +5,7 @@ go 1.26.0
 require (
 	github.com/kubernetes-csi/csi-test/v5 v5.6.0
 	github.com/onsi/ginkgo/v2 v2.32.1
+	github.com/rclone/gofakes3 v0.0.11
 )
 
 require (
@@ -17,7 +18,6 @@ require (
 	github.com/google/uuid v1.6.0 // indirect
 	github.com/minio/xxml v0.0.3 // indirect
 	github.com/onsi/gomega v1.42.1 // indirect
-	github.com/rclone/gofakes3 v0.0.11 // indirect
 	github.com/ryszard/goskiplist v0.0.0-20150312221310-2dfbae5fcf46 // indirect
 	github.com/shabbyrobe/gocovmerge v0.0.0-20230507112040-c3350d9342df // indirect
 	go.uber.org/mock v0.6.0 // indirect

@@ -210,6 +210,58 @@ func TestS3Variants(t *testing.T) {
 	}
 }
 
+// TestS3ByHost: a bucket is a host of Amazon's, in its region, over TLS that is verified.
+func TestS3ByHost(t *testing.T) {
+	data := content()
+	const host = "b.s3.eu-west-1.amazonaws.com"
+	server, ca := secureFor(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Host != host || !strings.Contains(r.Header.Get("Authorization"), "/eu-west-1/s3/aws4_request") || r.URL.Query().Get("versionId") != "7" {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		(&site{files: map[string][]byte{"a b/raw": data}}).ServeHTTP(w, r)
+	}), host)
+	dial := func(ctx context.Context, address string) (net.Conn, error) {
+		if address != host+":443" {
+			return nil, fmt.Errorf("nobody asked for %s", address)
+		}
+		return (&net.Dialer{}).DialContext(ctx, "tcp", server.Listener.Addr().String())
+	}
+	objects := s3Keys("a", "b")
+	a := &attempt{url: "s3://b/a%20b/raw?region=eu-west-1&versionId=7", dial: dial, objects: objects}
+	var refused Refused
+	if _, err := a.run(t); !errors.As(err, &refused) || !strings.Contains(err.Error(), "unknown authority") {
+		t.Errorf("without the CA: %v", err)
+	}
+	a.objects.CA = map[string]string{"ca": ca}
+	if _, err := a.run(t); err != nil {
+		t.Fatal(err)
+	}
+	a.holds(t)
+}
+
+// secureFor is a server with a certificate for names.
+func secureFor(t *testing.T, handler http.Handler, names ...string) (server *httptest.Server, ca string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotAfter: time.Now().Add(time.Hour),
+		DNSNames: names, IsCA: true, BasicConstraintsValid: true,
+	}
+	raw, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server = httptest.NewUnstartedServer(handler)
+	server.TLS = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{raw}, PrivateKey: private}}}
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	return server, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: raw}))
+}
+
 // googleEmulator answers for Google's token and storage hosts, with a certificate for both.
 type googleEmulator struct {
 	server *httptest.Server
@@ -226,23 +278,7 @@ func newGoogleEmulator(t *testing.T, files map[string][]byte) *googleEmulator {
 	if g.key, err = rsa.GenerateKey(rand.Reader, 2048); err != nil {
 		t.Fatal(err)
 	}
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "emulator"}, NotAfter: time.Now().Add(time.Hour),
-		DNSNames: []string{"storage.googleapis.com", "oauth2.googleapis.com"}, IsCA: true, BasicConstraintsValid: true,
-	}
-	raw, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	g.ca = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: raw}))
-	g.server = httptest.NewUnstartedServer(g)
-	g.server.TLS = &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{raw}, PrivateKey: private}}}
-	g.server.StartTLS()
-	t.Cleanup(g.server.Close)
+	g.server, g.ca = secureFor(t, g, "storage.googleapis.com", "oauth2.googleapis.com")
 	return g
 }
 
