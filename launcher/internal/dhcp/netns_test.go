@@ -182,7 +182,7 @@ func (n network) serve(t *testing.T) {
 	n.serveAs(t, "")
 }
 
-func (n network) serveAs(t *testing.T, config string) {
+func (n network) serveAs(t *testing.T, config string) (pid int) {
 	t.Helper()
 	n.enter(t, n.pod)
 	cmd := exec.Command("/proc/self/exe", "-test.run=^TestServer$")
@@ -202,6 +202,7 @@ func (n network) serveAs(t *testing.T, config string) {
 	if !strings.Contains(string(status), "CapEff:\t0000000000000000") {
 		t.Fatalf("the server has capabilities:\n%s", status)
 	}
+	return cmd.Process.Pid
 }
 
 // script writes what a DHCP client's script is told into a file.
