@@ -85,7 +85,7 @@ func comes(t *testing.T, from *os.File, want []byte, expected bool) bool {
 	t.Helper()
 	patience := world.Timeout
 	if !expected {
-		patience /= 30
+		patience = world.Silence
 	}
 	must(t, from.SetReadDeadline(time.Now().Add(patience)))
 	buffer := make([]byte, 1<<16)

@@ -240,7 +240,7 @@ func TestGuestWithAForeignAddressIsDropped(t *testing.T) {
 	})
 	from := func(d *net.Dialer) {
 		d.LocalAddr = &net.TCPAddr{IP: net.IPv4(10, 0, 2, 77)}
-		d.Timeout = world.Timeout / 10
+		d.Timeout = 2 * world.Silence
 	}
 	for _, to := range []string{world.Outside4 + ":80", "10.0.2.1:9100"} {
 		if got, err := world.Ask(a.Guest, to, from); err == nil {
@@ -259,7 +259,7 @@ func TestNobodyEntersPastThePorts(t *testing.T) {
 			Link: index(t, h, "out0"), Destination: netip.MustParsePrefix("10.0.2.0/24"), Gateway: netip.MustParseAddr(world.Pod4),
 		}))
 	})
-	short := func(d *net.Dialer) { d.Timeout = world.Timeout / 10 }
+	short := func(d *net.Dialer) { d.Timeout = 2 * world.Silence }
 	if got, err := world.Ask(a.Outside, "10.0.2.2:22", short); err == nil {
 		t.Errorf("the guest's own address answered from outside: %q", got)
 	}

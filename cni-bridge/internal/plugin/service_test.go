@@ -87,7 +87,7 @@ func (a *attachment) taps(t *testing.T) (guest, service *os.File) {
 	for deadline := time.Now().Add(world.Timeout); time.Now().Before(deadline); {
 		_, err := service.Write(first)
 		must(t, err)
-		if expect(t, guest, first, world.Timeout/100) {
+		if expect(t, guest, first, world.Silence) {
 			break
 		}
 	}
@@ -117,14 +117,14 @@ func TestServiceTapGetsTheLaunchersFrames(t *testing.T) {
 	guest, service := a.taps(t)
 	for name, row := range guestFrames(t) {
 		t.Run(name, func(t *testing.T) {
-			if _, err := guest.Write(row.frame); err != nil {
-				t.Fatal(err)
+			got := false
+			for tries := 0; got != row.taken && tries < 60 || tries == 0; tries++ { // a machine that is busy may lose frames
+				if _, err := guest.Write(row.frame); err != nil {
+					t.Fatal(err)
+				}
+				got = expect(t, service, row.frame, world.Silence)
 			}
-			patience := world.Timeout
-			if !row.taken {
-				patience /= 30
-			}
-			if got := expect(t, service, row.frame, patience); got != row.taken {
+			if got != row.taken {
 				t.Errorf("frame on the service tap: %v; want %v", got, row.taken)
 			}
 		})
@@ -147,7 +147,7 @@ func TestDHCPOffLeavesTheFramesAlone(t *testing.T) {
 		if _, err := guest.Write(row.frame); err != nil {
 			t.Fatal(err)
 		}
-		if row.taken && expect(t, service, row.frame, world.Timeout/60) {
+		if row.taken && expect(t, service, row.frame, world.Silence) {
 			t.Errorf("%s reached the service tap", name)
 		}
 	}
@@ -225,7 +225,7 @@ func TestLoopbackReachesTheGuest(t *testing.T) {
 				t.Errorf("the Pod's own listener saw %q, %v; want %s", got, err, row.lo)
 			}
 			began := time.Now()
-			if got, err := world.Ask(a.Pod, join(row.lo, 81)); err == nil || time.Since(began) > world.Timeout/2 {
+			if got, err := world.Ask(a.Pod, join(row.lo, 81)); err == nil || time.Since(began) > world.Timeout/4 {
 				t.Errorf("a closed port answered %q, %v after %s; want a reset at once", got, err, time.Since(began))
 			}
 			if got, err := world.Ask(a.Pod, join(row.lo, 49154)); err == nil {

@@ -280,8 +280,11 @@ func serve(conn net.Conn) {
 	}
 }
 
-// Timeout is how long anything in a world may take.
-const Timeout = 6 * time.Second
+// Timeout is how long anything in a world may take, and Silence how long nothing must come of what is not to come.
+const (
+	Timeout = 20 * time.Second
+	Silence = 300 * time.Millisecond
+)
 
 // Dial connects from the namespace.
 func Dial(netns ns.NetNS, network, address string, options ...func(*net.Dialer)) (net.Conn, error) {
