@@ -12,6 +12,7 @@ func checkAnnotations(p *parser, vm *VM) {
 	checkCPU(p, vm)
 	checkFirmware(p, vm)
 	checkKernel(p, vm)
+	checkTPM(p, vm)
 	for i := range vm.Disks {
 		checkDisk(p, &vm.Disks[i])
 	}
@@ -72,11 +73,33 @@ func checkFirmware(p *parser, vm *VM) {
 	if kind == FirmwareBIOS && vm.CPU.Arch == "arm64" {
 		p.value("firmware", v.raw, "arm64 has no bios; use uefi")
 	}
+	if vm.Firmware.SecureBoot && isPC(vm.Machine) {
+		p.value("firmware", v.raw, "secure-boot needs machine q35")
+	}
+	if vm.Firmware.SecureBoot && isFalse(vm.SMM) {
+		p.value("features", p.values["features"].raw, "smm=false contradicts firmware secure-boot")
+	}
+}
+
+// isPC says whether a machine type is of the family pc, which has neither PCI Express nor protected system management memory.
+func isPC(machine string) bool { return machine == "pc" || strings.HasPrefix(machine, "pc-i440fx-") }
+
+func checkTPM(p *parser, vm *VM) {
+	if vm.TPM.Version == "1.2" && vm.TPM.Model == "crb" {
+		p.optionValue("tpm", "model", "crb", "a TPM 1.2 has only tis")
+	}
 }
 
 func checkKernel(p *parser, vm *VM) {
 	if v := p.values["kernel"]; v != nil && vm.Kernel.Path == "" {
 		p.value("kernel", v.raw, "path is missing; example: path=boot/vmlinuz")
+	}
+	switch shim := vm.Kernel.Shim != ""; {
+	case vm.Kernel.Path == "":
+	case shim && !vm.Firmware.SecureBoot:
+		p.optionValue("kernel", "shim", vm.Kernel.Shim, "needs firmware secure-boot")
+	case !shim && vm.Firmware.SecureBoot:
+		p.value("kernel", p.values["kernel"].raw, "firmware secure-boot needs shim")
 	}
 	if v := p.values["kernel-args"]; v != nil && p.values["kernel"] == nil && !p.failed("kernel") {
 		p.value("kernel-args", v.raw, "set without kernel")
@@ -300,3 +323,5 @@ func checkDefaultRoute(p *parser, vm *VM) {
 }
 
 func isTrue(b *bool) bool { return b != nil && *b }
+
+func isFalse(b *bool) bool { return b != nil && !*b }

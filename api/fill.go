@@ -15,6 +15,7 @@ func (p *parser) vm() VM {
 		Identity: Identity(p.word("identity")),
 		UUID:     strings.ToLower(p.word("uuid")),
 		Hostname: p.word("hostname"),
+		GenID:    strings.ToLower(p.word("genid")),
 		SMBIOS:   p.smbios(),
 		CPU:      p.cpu(),
 		Memory: Memory{
@@ -30,14 +31,20 @@ func (p *parser) vm() VM {
 			Serial:       p.option1("firmware", "serial") == "true",
 			Menu:         toDuration(p.option1("firmware", "menu")),
 		},
+		SMM: toBool(p.option1("features", "smm")),
 		Kernel: Kernel{
-			Path: p.option1("kernel", "path"), Initrd: p.option1("kernel", "initrd"), Args: p.word("kernel-args"),
+			Path: p.option1("kernel", "path"), Initrd: p.option1("kernel", "initrd"), Shim: p.option1("kernel", "shim"),
+			Args: p.word("kernel-args"),
+		},
+		TPM: TPM{
+			Version: p.word("tpm"), Model: p.option1("tpm", "model"), Required: p.option1("tpm", "persistent") == "required",
 		},
 		Console: Console{
 			Mode:   ConsoleMode(p.word("console")),
 			Device: ConsoleDevice(p.option1("console", "device")),
 			Rate:   toBytes(strings.TrimSuffix(p.option1("console", "rate"), "/s")),
 		},
+		Virtio:    p.word("virtio"),
 		Serial:    int(toInt(p.word("serial"))),
 		Agent:     toBool(p.word("agent")),
 		Video:     p.video(),

@@ -149,8 +149,8 @@ func TestErrorTexts(t *testing.T) {
 		{"not UTF-8 and quotes", map[string]string{KeyHostname: "a\xff\"b"}, []string{
 			`podvirt.dev/hostname: "a\xff\"b": not a DNS label; example: db1`,
 		}},
-		{"legal, but not yet", map[string]string{KeyTPM: "2.0", KeySound: "off"}, []string{
-			`podvirt.dev/tpm: "2.0": not supported by this version`,
+		{"legal, but not yet", map[string]string{KeySound: "hda", KeyHyperV: "off"}, []string{
+			`podvirt.dev/sound: "hda": not supported by this version`,
 		}},
 		{"option twice", map[string]string{KeyCPUTopology: "cores=1,cores=2"}, []string{
 			`podvirt.dev/cpu-topology: cores: listed twice`,

@@ -20,6 +20,9 @@ func Resolve(pod Pod, config Config) (Machine, Errors) {
 	r.cpu()
 	r.platform()
 	r.paths()
+	if r.m.TPM.On() && r.m.TPM.Required && !r.m.State {
+		r.value("tpm", r.values["tpm"].raw, "persistent=required but nothing is mounted at "+PathState)
+	}
 	r.disks()
 	r.nics()
 	r.hostDevices()
@@ -141,6 +144,7 @@ func (r *resolver) platform() {
 		r.value("console", r.values["console"].raw, "attach needs stdin: true and tty: true on container vm")
 	}
 	m.Video.Model = orWord(m.Video.Model, defaultVideo(m.Kernel))
+	m.TPM.Version, m.TPM.Model = orWord(m.TPM.Version, "off"), orWord(m.TPM.Model, defaultTPM(m.TPM.Version, m.Firmware.Kind))
 	m.Watchdog.Model, m.Watchdog.Action = orWord(m.Watchdog.Model, WatchdogOff), orWord(m.Watchdog.Action, "reset")
 	r.watchdog()
 	m.Agent, m.RNG.On, m.Metrics = orTrue(m.Agent), orTrue(m.RNG.On), orTrue(m.Metrics)
@@ -156,6 +160,14 @@ func defaultVideo(k Kernel) string {
 		return VideoNone
 	}
 	return VideoAuto
+}
+
+// defaultTPM is the interface of a TPM: the firmware for BIOS, and the standard of TPM 1.2, know tis only.
+func defaultTPM(version string, firmware FirmwareKind) string {
+	if version == "2.0" && firmware == FirmwareUEFI {
+		return "crb"
+	}
+	return "tis"
 }
 
 func (r *resolver) watchdog() {
@@ -213,7 +225,7 @@ func (r *resolver) footprint() Footprint {
 	m := &r.m
 	f := Footprint{
 		VCPUs: m.VCPUs, IOThreads: 1, Devices: len(m.Disks) + r.guestNICs() + r.extraDisks(),
-		Video: m.Video.Model != VideoNone, VideoRAM: m.Video.VRAM, TCG: m.CPU.Accelerator == AcceleratorTCG,
+		Video: m.Video.Model != VideoNone, VideoRAM: m.Video.VRAM, TPM: m.TPM.On(), TCG: m.CPU.Accelerator == AcceleratorTCG,
 		Extra: m.Memory.Overhead, FactorTenths: r.config.Memory.OverheadTenths,
 	}
 	for _, nic := range m.NICs {

@@ -19,7 +19,7 @@ func KnownPaths() []string {
 // LaterPaths are those that this version does not honour.
 func LaterPaths() []string {
 	return []string{
-		PathIgnition, PathSysprep, PathConfig, PathShares, PathStateTemplate, PathPasswords, PathACPI, PathLaunch,
+		PathIgnition, PathSysprep, PathConfig, PathShares, PathStateTemplate, PathPasswords, PathLaunch,
 		PathCredentials, PathDumps, PathHotplug,
 	}
 }

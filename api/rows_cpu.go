@@ -40,7 +40,7 @@ func identityRows() []Annotation {
 		},
 		{
 			Key: "genid", Group: group, Change: NewPod,
-			Value:   pattern(uuidPattern, "not a UUID").or("auto off").later("auto"),
+			Value:   pattern(uuidPattern, "not a UUID").or("auto off"),
 			Default: "`auto`",
 			Meaning: "VM generation ID; `auto` changes on resume from a copy, restore, clone",
 		},

@@ -33,7 +33,7 @@ func lifecycleRows() []Annotation {
 			Default: "`true`", Meaning: "lets dumps be opened by crash and WinDbg tools",
 		},
 		{
-			Key: "virtio", Group: consoles, Change: NewPod, Value: word("modern transitional").later("modern"),
+			Key: "virtio", Group: consoles, Change: NewPod, Value: word("modern transitional"),
 			Default: "`modern`", Meaning: "virtio 1.0 only, or also 0.9 for old guests",
 		},
 		{

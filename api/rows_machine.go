@@ -17,7 +17,7 @@ func chipsetRows() []Annotation {
 			Key: "features", Group: group, Change: NewPod, Kind: Options,
 			Options: []Option{
 				{Name: "acpi", Value: boolean().later("true")}, {Name: "apic", Value: boolean().later("true")},
-				{Name: "apic-eoi", Value: boolean().later("")}, {Name: "smm", Value: boolean().later("")},
+				{Name: "apic-eoi", Value: boolean().later("")}, {Name: "smm", Value: boolean()},
 				{Name: "pae", Value: boolean().later("true")}, {Name: "pvspinlock", Value: boolean().later("")},
 				{Name: "kvm-hidden", Value: boolean().later("false")}, {Name: "pmu", Value: boolean().later("")},
 				{Name: "vmport", Value: boolean().later("")},
@@ -68,7 +68,8 @@ func firmwareRows() []Annotation {
 			Key: "firmware", Group: group, Change: NewPod, Kind: Options,
 			Value: word("bios uefi none").later("bios uefi"),
 			Options: []Option{
-				{Name: "secure-boot", Value: boolean().later("false")}, {Name: "enrolled-keys", Value: boolean().later("")},
+				{Name: "secure-boot", Value: boolean(), Meaning: "the firmware starts only what is signed; needs `uefi` and machine `q35`"},
+				{Name: "enrolled-keys", Value: boolean(), Meaning: "Microsoft's keys from the start; `false`: your own"},
 				{Name: "serial", Value: boolean(), Meaning: "firmware output on the serial console"},
 				{Name: "menu", Value: duration("10s"), Meaning: "boot menu for that long"},
 			},
@@ -79,7 +80,7 @@ func firmwareRows() []Annotation {
 			Key: "kernel", Group: group, Change: Restart, Kind: Options,
 			Options: []Option{
 				{Name: "path", Value: kernelFile()}, {Name: "initrd", Value: kernelFile()},
-				{Name: "dtb", Value: kernelFile().later("")}, {Name: "shim", Value: kernelFile().later("")},
+				{Name: "dtb", Value: kernelFile().later("")}, {Name: "shim", Value: kernelFile(), Meaning: "what Secure Boot trusts to check the kernel"},
 			},
 			Default: "off",
 			Meaning: "direct kernel boot from files below `/vm/kernel`",
@@ -92,9 +93,9 @@ func firmwareRows() []Annotation {
 		},
 		{
 			Key: "tpm", Group: group, Change: NewPod, Kind: Options,
-			Value: word("off 2.0 1.2").later("off"),
+			Value: word("off 2.0 1.2"),
 			Options: []Option{
-				{Name: "model", Value: word("crb tis").later("")}, {Name: "persistent", Value: word("auto required").later("auto")},
+				{Name: "model", Value: word("crb tis")}, {Name: "persistent", Value: word("auto required")},
 			},
 			Default: "`off`; crb with uefi, tis with bios",
 			Meaning: "emulated TPM; kept where `/vm/state` is mounted",

@@ -15,16 +15,20 @@ type VM struct {
 	Identity Identity // podvirt.dev/identity
 	UUID     string   // podvirt.dev/uuid, lower case
 	Hostname string   // podvirt.dev/hostname
+	GenID    string   // podvirt.dev/genid: auto, off or a UUID in lower case
 	SMBIOS   SMBIOS   // podvirt.dev/smbios
 
 	CPU       CPU
 	Memory    Memory
 	Machine   string // podvirt.dev/machine: a family (q35) or a versioned name (pc-q35-10.0)
+	SMM       *bool  // option smm of podvirt.dev/features
 	Firmware  Firmware
 	Kernel    Kernel
+	TPM       TPM
 	Console   Console
-	Serial    int   // podvirt.dev/serial: further serial ports, 0 to 3
-	Agent     *bool // podvirt.dev/agent
+	Virtio    string // podvirt.dev/virtio
+	Serial    int    // podvirt.dev/serial: further serial ports, 0 to 3
+	Agent     *bool  // podvirt.dev/agent
 	Video     Video
 	RNG       RNG
 	Watchdog  Watchdog
@@ -186,6 +190,19 @@ type Firmware struct {
 	Menu         time.Duration // boot menu for that long; 0: none
 }
 
+// VirtioTransitional is the value of podvirt.dev/virtio for guests that know virtio 0.9 only; the other one is modern.
+const VirtioTransitional = "transitional"
+
+// TPM is podvirt.dev/tpm, which a program of its own emulates.
+type TPM struct {
+	Version  string // 2.0, 1.2, off; "": not given
+	Model    string // crb, tis
+	Required bool   // its contents must be kept: persistent=required
+}
+
+// On says whether the guest has a TPM.
+func (t TPM) On() bool { return t.Version != "" && t.Version != "off" }
+
 // SMBIOS is what the firmware's tables say beside the UUID, by the option's name: manufacturer, board-serial, ….
 type SMBIOS struct {
 	Fields map[string]string
@@ -197,6 +214,7 @@ type SMBIOS struct {
 type Kernel struct {
 	Path   string // "": firmware finds something to boot
 	Initrd string
+	Shim   string // what the firmware checks before it, under Secure Boot
 	Args   string // command line
 }
 

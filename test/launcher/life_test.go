@@ -24,14 +24,7 @@ func TestStopIsCleanAndUnprivileged(t *testing.T) {
 		t.Errorf("while the guest runs the message is %q (%v); want Killed", message, err)
 	}
 	for _, name := range []string{"reaper", "launcher", "qemu-system-x86"} {
-		status := processStatus(t, v, name)
-		for field, want := range map[string]string{
-			"Uid": "107\t107\t107\t107", "CapEff": "0000000000000000", "CapBnd": "0000000000000000", "NoNewPrivs": "1",
-		} {
-			if got := status[field]; got != want {
-				t.Errorf("%s: %s is %q, want %q", name, field, got, want)
-			}
-		}
+		wantUnprivileged(t, v, name)
 	}
 	v.ctl("probe", "state", "running")
 	v.ctl("pause")
@@ -51,6 +44,19 @@ func TestStopIsCleanAndUnprivileged(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Join(p.spec.Mounts["/vm/scratch"], "root.overlay.qcow2")); err != nil {
 		t.Errorf("the overlay: %v", err)
+	}
+}
+
+// wantUnprivileged looks at a process of the container: it is not root, has no capability and gets none.
+func wantUnprivileged(t *testing.T, v *vm, name string) {
+	t.Helper()
+	status := processStatus(t, v, name)
+	for field, want := range map[string]string{
+		"Uid": "107\t107\t107\t107", "CapEff": "0000000000000000", "CapBnd": "0000000000000000", "NoNewPrivs": "1",
+	} {
+		if got := status[field]; got != want {
+			t.Errorf("%s: %s is %q, want %q", name, field, got, want)
+		}
 	}
 }
 
@@ -469,9 +475,9 @@ func TestFirmware(t *testing.T) {
 	v.booted(1)
 	v.says(`host name db1`, 1)
 	s := v.login()
-	s.typeLine("ls -d /sys/firmware/efi; nproc; cat /sys/class/dmi/id/product_name; ls /sys/bus/pci/devices; echo en''d")
+	s.typeLine("ls -d /sys/firmware/efi; nproc; cat /sys/class/dmi/id/product_name; ls /sys/bus/pci/devices; echo TPMs: $(ls /sys/class/tpm).; echo en''d")
 	s.out.wait(t, `\bend\b`, 1)
-	for _, want := range []string{`/sys/firmware/efi\s+2\s+VM`, `0000:00:05\.0`, `0000:00:1d\.0`} {
+	for _, want := range []string{`/sys/firmware/efi\s+2\s+VM`, `0000:00:05\.0`, `0000:00:1d\.0`, `TPMs: \.`} {
 		if !regexp.MustCompile(want).MatchString(s.out.String()) {
 			t.Errorf("the guest says %q; want %q", s.out, want)
 		}

@@ -60,6 +60,9 @@ func TestMachines(t *testing.T) {
 		t.Run(m.name, func(t *testing.T) {
 			t.Parallel()
 			m.annotations["memory"] = "192Mi"
+			if m.name == "1 of all" {
+				m.annotations["tpm"] = "1.2"
+			}
 			guest := newPod // comes up sooner, and drives virtio
 			if m.driver != "virtio_net" {
 				guest = newHardwarePod
@@ -91,6 +94,11 @@ func TestMachines(t *testing.T) {
 				t.Errorf("that packets go a slower way is said %d times; want once", said)
 			}
 			if m.name == "1 of all" {
+				// VM-054: of version 1.2, and forgotten with the Pod.
+				s.wants(map[string]string{"cat /sys/class/tpm/tpm0/tpm_version_major": `^1$`})
+				if c := v.condition("StateEphemeral"); c["status"] != "True" {
+					t.Errorf("condition %v", c)
+				}
 				nothingIsLost(t, v, s)
 			}
 		})

@@ -326,6 +326,23 @@ func (v *vm) wantEnd(code int, message string) {
 	if len(text) > 512 && code != 10 {
 		v.t.Errorf("the message has %d bytes", len(text))
 	}
+	const panicked = 70 // whose last words are the reaper's
+	if got != panicked && !v.logged(text) {
+		v.t.Errorf("the log does not say %q:\n%s", text, v.log)
+	}
+}
+
+// logged says whether the launcher's log ends with what the termination message begins with (VM-214).
+func (v *vm) logged(message string) bool {
+	for line := range strings.Lines(v.log.String()) {
+		var l struct{ Level, Msg, Reason, Message string }
+		if err := json.Unmarshal([]byte(line), &l); err != nil || l.Msg != "the VM has ended" {
+			continue
+		}
+		begin := strings.TrimSuffix(message, "…")
+		return strings.HasPrefix(l.Message, begin) || strings.HasPrefix(l.Reason+": "+l.Message, begin)
+	}
+	return false
 }
 
 // inside runs a program in the container, as kubectl exec does, and returns its output and exit code.

@@ -145,9 +145,9 @@ func defaultVM() []runtime.Object {
 func grammarOfSizes() []admissionv1.Variable {
 	return []admissionv1.Variable{
 		{Name: "good", Expression: fmt.Sprintf(`variables.a.transformList(k, v, k in [%s, %s] ? v.matches(%s) :
-  (k in [%s, %s, %s, %s, %s, %s] || k.matches(r'^podvirt\.dev/(?:disk|nic)\.')) && (v.trim() == "" || v.matches(%s)), k)`,
+  (k in [%s, %s, %s, %s, %s, %s, %s] || k.matches(r'^podvirt\.dev/(?:disk|nic)\.')) && (v.trim() == "" || v.matches(%s)), k)`,
 			str(api.KeyMemory), str(api.KeyMemoryOverhead), re(api.QuantityPattern), str(api.KeyCPUTopology), str(api.KeyVideo), str(api.KeyKernel),
-			str(api.KeyAccelerator), str(api.KeyHugepages), str(api.KeyNUMA), re(api.ItemsPattern))},
+			str(api.KeyTPM), str(api.KeyAccelerator), str(api.KeyHugepages), str(api.KeyNUMA), re(api.ItemsPattern))},
 		{Name: "word", Expression: `variables.a.transformMap(k, v, k in variables.good, v)`},
 		{Name: "mainWord", Expression: `variables.a.transformMap(k, v, k in variables.good, v.split(",")[0].trim())`},
 		{Name: "pairs", Expression: fmt.Sprintf(`variables.a.transformMap(k, v, k in variables.good, v.findAll(r'%s').map(i, i.trim())

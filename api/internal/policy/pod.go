@@ -186,9 +186,9 @@ func fixedOverhead() string {
 		str(api.KeyVideo), re(api.QuantityPattern), mib("m"), api.OverheadVideo, api.OverheadVideo)
 	return fmt.Sprintf(`%d + %d * variables.vcpus + %d + %d * (variables.diskNames.size() + variables.made.size() + %s + 1 - %s + %s + %s)
   + %d * %s
-  + (%s ? 0 : %s) + (%s == "tcg" ? %d : 0) + [%s].map(m, m == "" ? 0 : %s)[0]`,
+  + (%s ? 0 : %s) + (%s in ["2.0", "1.2"] ? %d : 0) + (%s == "tcg" ? %d : 0) + [%s].map(m, m == "" ? 0 : %s)[0]`,
 		api.OverheadFixed, api.OverheadVCPU, api.OverheadIOThread, api.OverheadDevice, seeds, none, networks, queues,
-		api.OverheadShare, shares, headless(), video, good(api.KeyAccelerator), api.OverheadTCG,
+		api.OverheadShare, shares, headless(), video, mainOf(api.KeyTPM), api.OverheadTPM, good(api.KeyAccelerator), api.OverheadTCG,
 		good(api.KeyMemoryOverhead), mib("m"))
 }
 
@@ -273,6 +273,9 @@ func lifeRules() []string {
   && variables.spec.?nodeSelector[?"kubernetes.io/arch"].orValue("") != "arm64" || %[2]s == "q35" || %[2]s.startsWith("pc-q35-")) ? [%[3]s
   + "itco needs machine q35"] : [])`,
 			mainOf(api.KeyWatchdog), good(api.KeyMachine), whole(api.KeyWatchdog), good(api.KeyArch)),
+		fmt.Sprintf(`(%s in ["2.0", "1.2"] && %s == "required" && !variables.paths.exists(p, p == %s) ? [%s
+  + "persistent=required but nothing is mounted at %s"] : [])`,
+			mainOf(api.KeyTPM), optionOf(api.KeyTPM, "persistent"), str(api.PathState), whole(api.KeyTPM), api.PathState),
 	}
 }
 

@@ -47,6 +47,11 @@ func good(key string) string { return fmt.Sprintf(`variables.word[?%s].orValue("
 // mainOf is the main word of an annotation with options, "" where it is not given or wrong.
 func mainOf(key string) string { return fmt.Sprintf(`variables.mainWord[?%s].orValue("")`, str(key)) }
 
+// optionOf is one option of an annotation about the whole VM, "" where it is not given or wrong.
+func optionOf(key, name string) string {
+	return fmt.Sprintf(`variables.o[?%s].optMap(o, o[?%s].orValue("")).orValue("")`, str(key), str(name))
+}
+
 // figure is one figure of the CPU topology t, 1 where it is not given.
 func figure(name string) string { return fmt.Sprintf(`int(t[?%s].orValue("1"))`, str(name)) }
 
@@ -82,14 +87,24 @@ func firmwareRules() string {
 	return fmt.Sprintf(`[%[1]s].filter(k, k in variables.o).map(k,
   (variables.o[k][?"secure-boot"].orValue("") == "true" && (%[2]s == "bios" || %[2]s == "none" || (%[2]s == "" && %[3]s != "arm64"))
   ? [%[4]s + "secure-boot needs uefi"] : [])
-  + (%[2]s == "bios" && %[3]s == "arm64" ? [%[4]s + "arm64 has no bios; use uefi"] : [])).flatten()`,
-		str(api.KeyFirmware), mainOf(api.KeyFirmware), good(api.KeyArch), whole(api.KeyFirmware))
+  + (%[2]s == "bios" && %[3]s == "arm64" ? [%[4]s + "arm64 has no bios; use uefi"] : [])
+  + (variables.o[k][?"secure-boot"].orValue("") == "true" && %[5]s.matches(r'^pc(?:-i440fx-.*)?$') ? [%[4]s + "secure-boot needs machine q35"] : [])
+  + (variables.o[k][?"secure-boot"].orValue("") == "true" && %[6]s == "false" ? [%[7]s + "smm=false contradicts firmware secure-boot"] : [])
+  ).flatten()
+  + (%[8]s == "1.2" && %[9]s == "crb" ? [%[10]s] : [])`,
+		str(api.KeyFirmware), mainOf(api.KeyFirmware), good(api.KeyArch), whole(api.KeyFirmware), good(api.KeyMachine),
+		optionOf(api.KeyFeatures, "smm"), whole(api.KeyFeatures),
+		mainOf(api.KeyTPM), optionOf(api.KeyTPM, "model"), str(api.KeyTPM+": model=crb: a TPM 1.2 has only tis"))
 }
 
 func kernelRules() string {
 	return fmt.Sprintf(`[%[1]s].filter(k, k in variables.good && !("path" in variables.o[k])).map(k, %[2]s + "path is missing; example: path=boot/vmlinuz")
-  + [%[3]s].filter(k, k in variables.good && !(%[1]s in variables.a)).map(k, %[4]s + "set without kernel")`,
-		str(api.KeyKernel), whole(api.KeyKernel), str(api.KeyKernelArgs), whole(api.KeyKernelArgs))
+  + [%[3]s].filter(k, k in variables.good && !(%[1]s in variables.a)).map(k, %[4]s + "set without kernel")
+  + [%[1]s].filter(k, k in variables.good && "path" in variables.o[k]).map(k,
+      "shim" in variables.o[k] && %[5]s != "true" ? k + ": shim=" + %[6]s + ": needs firmware secure-boot" :
+      !("shim" in variables.o[k]) && %[5]s == "true" ? %[2]s + "firmware secure-boot needs shim" : "").filter(l, l != "")`,
+		str(api.KeyKernel), whole(api.KeyKernel), str(api.KeyKernelArgs), whole(api.KeyKernelArgs),
+		optionOf(api.KeyFirmware, "secure-boot"), shown(option("shim")))
 }
 
 // each maps the keys of a variable through tests; each test is a condition on k and what to say, with k in front.

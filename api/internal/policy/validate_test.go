@@ -202,6 +202,10 @@ func TestPolicyAgreesOnRules(t *testing.T) {
 		{api.KeyCPUDedicated: "true"}, {api.KeyEmulatorThread: "isolated"}, {api.KeyCPUDedicated: "true", api.KeyEmulatorThread: "isolated"},
 		{api.KeyCPUDedicated: "true", api.KeyEmulatorThread: "isolated-even", api.KeyCPUTopology: "cores=4"},
 		{api.KeyCPUDedicated: "true", api.KeyEmulatorThread: "isolated-even", api.KeyDisk + "root": "queues=8"},
+		{api.KeyFirmware: "uefi,secure-boot", api.KeyMachine: "pc-i440fx-10.0", api.KeyFeatures: "smm=false"}, {api.KeyFirmware: "uefi,secure-boot"},
+		{api.KeyFirmware: "uefi,secure-boot", api.KeyKernel: "path=v"}, {api.KeyFirmware: "uefi,secure-boot", api.KeyKernel: "path=v,shim=s"},
+		{api.KeyFirmware: "uefi", api.KeyKernel: "path=v,shim=s"}, {api.KeyFirmware: "uefi,secure-boot", api.KeyFeatures: "smm", api.KeyMachine: "pc"},
+		{api.KeyTPM: "1.2,model=crb"}, {api.KeyTPM: "2.0,persistent=required"}, {api.KeyTPM: "off,persistent=required"}, {api.KeyTPM: "1.2"},
 		{api.KeyHostname: strings.Repeat("x", 5000)}, {api.KeyMemory: "1Gi", "example.org/x": "\x00"},
 	} {
 		for name, change := range podChanges() {
@@ -234,7 +238,8 @@ func podChanges() map[string]func(*corev1.Pod) {
 				corev1.VolumeMount{Name: "a", MountPath: "/vm/disk/root"}, corev1.VolumeMount{Name: "a", MountPath: "/vm/disks/Root"},
 				corev1.VolumeMount{Name: "a", MountPath: "/vm/shares/x/"}, corev1.VolumeMount{Name: "a", MountPath: "/vm/disks/data"},
 				corev1.VolumeMount{Name: "data", MountPath: "/vm/disks/again"}, corev1.VolumeMount{Name: "a", MountPath: "/vm/disks"},
-				corev1.VolumeMount{Name: "a", MountPath: "/vm/cdroms/root"}, corev1.VolumeMount{Name: "a", MountPath: "/etc/x"})
+				corev1.VolumeMount{Name: "a", MountPath: "/vm/cdroms/root"}, corev1.VolumeMount{Name: "s", MountPath: "/vm/state"},
+				corev1.VolumeMount{Name: "a", MountPath: "/etc/x"})
 		},
 		"sidecar": func(pod *corev1.Pod) {
 			pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Name: "s", Image: api.AliasImage,

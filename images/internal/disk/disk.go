@@ -9,6 +9,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"podvirt.dev/images/internal/run"
@@ -31,7 +32,12 @@ type Disk struct {
 	Root    string            // directory that becomes the root partition, or empty for none
 	Label   string            // of the root partition's file system
 	Loader  Loader
+	Signed  *Signed // nil: GRUB made here, which firmware with Secure Boot refuses
 }
+
+// Signed are the loaders of a distribution that firmware with Secure Boot starts: shim, which is signed by Microsoft, and
+// the GRUB that shim trusts and that reads EFI/debian/grub.cfg.
+type Signed struct{ Shim, GRUB string }
 
 // Loader says what GRUB starts.
 type Loader struct {
@@ -99,27 +105,39 @@ func (d Disk) partition(ctx context.Context, work, raw string) error {
 
 func (d Disk) rootStart() int64 { return espStart*sector + d.ESPSize }
 
-// esp makes the EFI system partition: FAT, with GRUB as the boot loader of removable media.
+// esp makes the EFI system partition: FAT, with the boot loader of removable media.
 func (d Disk) esp(ctx context.Context, work, raw string) error {
-	loader := filepath.Join(work, "bootx64.efi")
-	if err := d.grub(ctx, work, loader, "x86_64-efi", "part_gpt", "fat", "linux", "search_label", "boot"); err != nil {
+	files, err := d.loaders(ctx, work)
+	if err != nil {
 		return err
 	}
 	image := filepath.Join(work, "esp")
 	if err := run.Command(ctx, "mkfs.vfat", "--invariant", "-n", d.Loader.Label, "-C", image, fmt.Sprint(d.ESPSize/1024)); err != nil {
 		return err
 	}
-	if err := run.Command(ctx, "mmd", "-i", image, "::/EFI", "::/EFI/BOOT"); err != nil {
+	if err := run.Command(ctx, "mmd", "-i", image, "::/EFI", "::/EFI/BOOT", "::/EFI/debian"); err != nil {
 		return err
 	}
-	files := map[string]string{"EFI/BOOT/BOOTX64.EFI": loader}
 	maps.Copy(files, d.ESP)
-	for name, source := range files {
-		if err := run.Command(ctx, "mcopy", "-i", image, source, "::/"+name); err != nil {
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		if err := run.Command(ctx, "mcopy", "-i", image, files[name], "::/"+name); err != nil {
 			return err
 		}
 	}
 	return copyAt(raw, image, espStart*sector)
+}
+
+// loaders are the files of the EFI system partition that start the kernel.
+func (d Disk) loaders(ctx context.Context, work string) (map[string]string, error) {
+	if d.Signed != nil {
+		config := filepath.Join(work, "grub.cfg")
+		return map[string]string{
+			"EFI/BOOT/BOOTX64.EFI": d.Signed.Shim, "EFI/BOOT/grubx64.efi": d.Signed.GRUB, "EFI/debian/grub.cfg": config,
+		}, os.WriteFile(config, []byte(d.script()), 0o600)
+	}
+	loader := filepath.Join(work, "bootx64.efi")
+	return map[string]string{"EFI/BOOT/BOOTX64.EFI": loader},
+		d.grub(ctx, work, loader, "x86_64-efi", "part_gpt", "fat", "linux", "search_label", "boot")
 }
 
 func (d Disk) root(ctx context.Context, _, raw string) error {

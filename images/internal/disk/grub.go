@@ -17,13 +17,17 @@ const grubModules = "/usr/lib/grub"
 // grub makes an image of GRUB's core whose built-in configuration boots the disk's kernel at once, without a menu.
 func (d Disk) grub(ctx context.Context, work, target, platform string, modules ...string) error {
 	config := filepath.Join(work, "grub-"+platform+".cfg")
-	script := fmt.Sprintf("search.fs_label %s root\nlinux ($root)%s %s\ninitrd ($root)%s\nboot\n",
-		d.Loader.Label, d.Loader.Kernel, d.Loader.Options, d.Loader.Initrd)
-	if err := os.WriteFile(config, []byte(script), 0o600); err != nil {
+	if err := os.WriteFile(config, []byte(d.script()), 0o600); err != nil {
 		return err
 	}
 	args := []string{"-O", platform, "-d", filepath.Join(grubModules, platform), "-o", target, "-p", "/grub", "-c", config}
 	return run.Command(ctx, "grub-mkimage", append(args, modules...)...)
+}
+
+// script boots the disk's kernel.
+func (d Disk) script() string {
+	return fmt.Sprintf("search.fs_label %s root\nlinux ($root)%s %s\ninitrd ($root)%s\nboot\n",
+		d.Loader.Label, d.Loader.Kernel, d.Loader.Options, d.Loader.Initrd)
 }
 
 // Offsets in GRUB's boot sector (GRUB, include/grub/i386/pc/boot.h) and in the first sector of its core image, at whose

@@ -19,16 +19,16 @@ func tinyRoot() rootfs.Recipe {
 	}
 }
 
-// hardwareRoot has Debian's full kernel: the one for clouds drives few devices.
+// hardwareRoot has Debian's full kernel: the one for clouds drives few devices. Its loaders are signed.
 func hardwareRoot() rootfs.Recipe { return *recipe.Kernel().Root }
 
 func (b *Builder) tiny(ctx context.Context, target string) error {
-	return b.small(ctx, target, small{tinyRoot(), "tiny", "TINY"})
+	return b.small(ctx, target, small{root: tinyRoot(), modules: "tiny", label: "TINY"})
 }
 
-// hardware is the tiny guest with drivers for every device that a VM can be given.
+// hardware is the tiny guest with drivers for every device that a VM can be given. It starts under Secure Boot too.
 func (b *Builder) hardware(ctx context.Context, target string) error {
-	return b.small(ctx, target, small{hardwareRoot(), "hardware", "HARDWARE"})
+	return b.small(ctx, target, small{root: hardwareRoot(), modules: "hardware", label: "HARDWARE", signed: true})
 }
 
 // small describes a guest that is a kernel and an initramfs, both on the EFI system partition.
@@ -36,6 +36,18 @@ type small struct {
 	root    rootfs.Recipe
 	modules string // folder with the lists of modules
 	label   string // of the EFI system partition
+	signed  bool   // the root has signed loaders
+}
+
+// loaders are those of the root; nil where it has none.
+func (s small) loaders(root string) *disk.Signed {
+	if !s.signed {
+		return nil
+	}
+	return &disk.Signed{
+		Shim: filepath.Join(root, "usr", "lib", "shim", "shimx64.efi.signed"),
+		GRUB: filepath.Join(root, "usr", "lib", "grub", "x86_64-efi-signed", "grubx64.efi.signed"),
+	}
 }
 
 func (b *Builder) small(ctx context.Context, target string, s small) error {
@@ -69,6 +81,7 @@ func (b *Builder) small(ctx context.Context, target string, s small) error {
 		Loader: disk.Loader{
 			Label: s.label, Kernel: "/vmlinuz", Initrd: "/initrd", Options: "console=tty0 console=ttyS0,115200 panic=-1",
 		},
+		Signed: s.loaders(root),
 	}.Write(ctx, target)
 }
 

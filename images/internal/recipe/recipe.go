@@ -78,10 +78,13 @@ func All() []Image {
 	}
 }
 
-// Kernel is a root file system that belongs to no image: the kernel that tests boot, with all its modules, and busybox.
+// Kernel is a root file system that belongs to no image: the kernel that tests boot, with all its modules, busybox, and the
+// loaders that firmware with Secure Boot starts.
 func Kernel() Image {
 	return Image{Name: "kernel", Root: &rootfs.Recipe{
-		Name: "kernel", Suite: "trixie", Variant: "extract", Packages: []string{"linux-image-amd64", "busybox-static"},
+		Name: "kernel", Suite: "trixie", Variant: "extract", Packages: []string{
+			"linux-image-amd64", "busybox-static", "shim-signed", "grub-efi-amd64-signed",
+		},
 	}}
 }
 

@@ -29,6 +29,10 @@ func Kernel(dir string, wanted api.Kernel) (domain.Kernel, error) {
 		found.Initrd = filepath.Join(dir, wanted.Initrd)
 		problem = errors.Join(problem, regular(root, wanted.Initrd))
 	}
+	if wanted.Shim != "" {
+		found.Shim = filepath.Join(dir, wanted.Shim)
+		problem = errors.Join(problem, regular(root, wanted.Shim))
+	}
 	return found, problem
 }
 

@@ -9,8 +9,19 @@ import (
 	"podvirt.dev/api"
 )
 
-// modern makes a virtio device speak virtio 1.0 only, also where it sits on the root bus.
-const modern = "virtio-non-transitional"
+// Models of virtio devices. A modern one speaks virtio 1.0 only, also where it sits on the root bus.
+const (
+	modern       = "virtio-non-transitional"
+	transitional = "virtio-transitional" // 0.9 too, for guests like CentOS 6
+)
+
+// virtio is the model of every virtio device of the VM.
+func (b *builder) virtio() string {
+	if b.vm.Virtio == api.VirtioTransitional {
+		return transitional
+	}
+	return modern
+}
 
 func (b *builder) devices() (*libvirtxml.DomainDeviceList, error) {
 	list := &libvirtxml.DomainDeviceList{
@@ -19,7 +30,7 @@ func (b *builder) devices() (*libvirtxml.DomainDeviceList, error) {
 		Serials:     b.serials(),
 		Consoles:    b.consoles(),
 		MemBalloon: &libvirtxml.DomainMemBalloon{
-			Model: modern, FreePageReporting: b.pageReporting(),
+			Model: b.virtio(), FreePageReporting: b.pageReporting(),
 			Stats: &libvirtxml.DomainMemBalloonStats{Period: 10}, Address: b.address(keyBalloon),
 		},
 		Panics: []libvirtxml.DomainPanic{{Model: "pvpanic", Address: b.address(keyPanic)}},
@@ -34,6 +45,7 @@ func (b *builder) devices() (*libvirtxml.DomainDeviceList, error) {
 		list.RNGs = []libvirtxml.DomainRNG{b.rng()}
 	}
 	b.watchdog(list)
+	b.tpm(list)
 	b.video(list)
 	for i, d := range b.host.Disks {
 		disk, err := b.disk(i, d)
@@ -58,9 +70,9 @@ func (b *builder) pageReporting() string {
 
 func (b *builder) controllers() []libvirtxml.DomainController {
 	list := []libvirtxml.DomainController{{
-		Type: "virtio-serial", Index: new(uint(0)), Model: modern, Address: b.address(keySerial),
+		Type: "virtio-serial", Index: new(uint(0)), Model: b.virtio(), Address: b.address(keySerial),
 	}}
-	scsi := libvirtxml.DomainController{Type: "scsi", Index: new(uint(0)), Model: modern, Address: b.address(keySCSI)}
+	scsi := libvirtxml.DomainController{Type: "scsi", Index: new(uint(0)), Model: b.virtio(), Address: b.address(keySCSI)}
 	if b.ioThreads() > 0 {
 		scsi.Driver = &libvirtxml.DomainControllerDriver{IOThread: 1}
 	}
@@ -185,7 +197,7 @@ func unixSocket(path string) *libvirtxml.DomainChardevSource {
 
 func (b *builder) rng() libvirtxml.DomainRNG {
 	rng := libvirtxml.DomainRNG{
-		Model:   modern,
+		Model:   b.virtio(),
 		Backend: &libvirtxml.DomainRNGBackend{Random: &libvirtxml.DomainRNGBackendRandom{Device: "/dev/urandom"}},
 		Address: b.address(keyRNG),
 	}
@@ -211,11 +223,25 @@ func (b *builder) watchdog(list *libvirtxml.DomainDeviceList) {
 	list.Watchdogs = []libvirtxml.DomainWatchdog{dog}
 }
 
+// tpm is emulated by swtpm, which libvirt starts and which keeps what the TPM holds in a directory.
+func (b *builder) tpm(list *libvirtxml.DomainDeviceList) {
+	if !b.vm.TPM.On() {
+		return
+	}
+	list.TPMs = []libvirtxml.DomainTPM{{
+		Model: "tpm-" + b.vm.TPM.Model,
+		Backend: &libvirtxml.DomainTPMBackend{Emulator: &libvirtxml.DomainTPMBackendEmulator{
+			Version: b.vm.TPM.Version, PersistentState: "yes",
+			Source: &libvirtxml.DomainTPMBackendSource{Dir: &libvirtxml.DomainTPMBackendSourceDir{Path: b.host.TPMDir}},
+		}},
+	}}
+}
+
 func (b *builder) nic(n NIC) libvirtxml.DomainInterface {
 	o := n.Options
 	model := o.Model
 	if model == "" || model == "virtio" {
-		model = modern
+		model = b.virtio()
 	}
 	iface := libvirtxml.DomainInterface{
 		MAC:     &libvirtxml.DomainInterfaceMAC{Address: n.MAC},
@@ -226,7 +252,7 @@ func (b *builder) nic(n NIC) libvirtxml.DomainInterface {
 		Address: b.address(nicKey(o.Name)),
 		ROM:     &libvirtxml.DomainROM{Enabled: "no"},
 	}
-	if model == modern {
+	if model == b.virtio() {
 		iface.Driver = b.nicDriver(n)
 	}
 	if n.MTU > 0 {

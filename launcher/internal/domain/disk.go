@@ -67,7 +67,7 @@ func (b *builder) disk(index int, d Disk) (libvirtxml.DomainDisk, error) {
 func (b *builder) place(disk *libvirtxml.DomainDisk, o api.Disk) error {
 	switch o.Bus {
 	case "virtio":
-		disk.Model, disk.Address = modern, b.address(diskKey(o.Name))
+		disk.Model, disk.Address = b.virtio(), b.address(diskKey(o.Name))
 	case "scsi":
 		if o.Name == SeedDisk {
 			disk.Address = drive(scsiUnits)

@@ -26,7 +26,9 @@ type Host struct {
 	NICs      []NIC            // in the order in which the guest shall see them
 	Devices   []hostdev.Device // of the host, in the order of their resources
 	Firmware  Firmware
+	TPMDir    string // directory of what the TPM holds
 	Kernel    Kernel
+	Tables    []Table
 	Cells     Cells
 	Pins      Pins
 	Addresses Layout // PCI addresses by device, from NewLayout
@@ -59,8 +61,12 @@ type NIC struct {
 	Vhost      bool // /dev/vhost-net is in the container
 }
 
-// Kernel are the files of a direct kernel boot; all empty where firmware finds something to boot.
-type Kernel struct{ Image, Initrd string }
+// Kernel are the files of a direct kernel boot; all empty where firmware finds something to boot. Shim is what Secure Boot
+// trusts to check the kernel.
+type Kernel struct{ Image, Initrd, Shim string }
+
+// Table is an ACPI table of the user's: slic or msdm.
+type Table struct{ Kind, Path string }
 
 // Firmware are the files of UEFI; all empty with BIOS.
 type Firmware struct {
@@ -95,7 +101,7 @@ func Build(vm api.Machine, host Host) (*libvirtxml.Domain, error) {
 		Type:          b.accelerator(),
 		Name:          b.name(),
 		UUID:          host.UUID.String(),
-		GenID:         &libvirtxml.DomainGenID{Value: uuid.NewSHA1(host.UUID, []byte("generation")).String()},
+		GenID:         b.generation(),
 		Memory:        &libvirtxml.DomainMemory{Value: uint(vm.Memory.Guest), Unit: "MiB"},
 		MemoryBacking: b.memoryBacking(),
 		VCPU:          &libvirtxml.DomainVCPU{Placement: "static", Value: uint(vm.VCPUs)},
@@ -130,6 +136,18 @@ type builder struct {
 }
 
 func (b *builder) name() string { return b.vm.ID }
+
+// generation is the VM generation ID. By itself it is a function of the UUID, so that a start changes nothing.
+func (b *builder) generation() *libvirtxml.DomainGenID {
+	switch id := b.vm.GenID; id {
+	case "off":
+		return nil
+	case "", "auto":
+		return &libvirtxml.DomainGenID{Value: uuid.NewSHA1(b.host.UUID, []byte("generation")).String()}
+	default:
+		return &libvirtxml.DomainGenID{Value: id}
+	}
+}
 
 func (b *builder) accelerator() string {
 	if b.vm.CPU.Accelerator == api.AcceleratorTCG {
@@ -171,7 +189,13 @@ func (b *builder) os(arch string) *libvirtxml.DomainOS {
 		SMBios: &libvirtxml.DomainSMBios{Mode: "sysinfo"},
 	}
 	if k := b.host.Kernel; k.Image != "" {
-		os.Kernel, os.Initrd, os.Cmdline = k.Image, k.Initrd, b.vm.Kernel.Args
+		os.Kernel, os.Initrd, os.Shim, os.Cmdline = k.Image, k.Initrd, k.Shim, b.vm.Kernel.Args
+	}
+	for _, t := range b.host.Tables {
+		if os.ACPI == nil {
+			os.ACPI = &libvirtxml.DomainACPI{}
+		}
+		os.ACPI.Tables = append(os.ACPI.Tables, libvirtxml.DomainACPITable{Type: t.Kind, Path: t.Path})
 	}
 	fw := b.vm.Firmware
 	if fw.Menu > 0 {
@@ -203,8 +227,11 @@ func (b *builder) features() *libvirtxml.DomainFeatureList {
 		PAE:        &libvirtxml.DomainFeature{},
 		VMCoreInfo: &libvirtxml.DomainFeatureState{State: "on"},
 	}
-	if b.vm.Firmware.SecureBoot {
+	switch smm := b.vm.SMM; {
+	case b.vm.Firmware.SecureBoot || smm != nil && *smm:
 		f.SMM = &libvirtxml.DomainFeatureSMM{State: "on"}
+	case smm != nil:
+		f.SMM = &libvirtxml.DomainFeatureSMM{State: "off"}
 	}
 	return f
 }

@@ -76,6 +76,10 @@ func buildGolden(t *testing.T, file string) string {
 	host := Host{
 		UUID: uuid.MustParse(vm.UUID), RunDir: api.PathRun, Emulator: "/usr/bin/qemu-system-x86_64",
 		Firmware: Firmware{Code: "/fw/CODE.fd", Template: "/fw/VARS.fd", Vars: "/vm/state/nvram.fd"},
+		TPMDir:   "/vm/state/tpm",
+	}
+	if k := vm.Kernel; k.Path != "" {
+		host.Kernel = Kernel{Image: "/vm/kernel/" + k.Path, Shim: "/vm/kernel/" + k.Shim}
 	}
 	for _, d := range vm.Disks {
 		host.Disks = append(host.Disks, in.disk(d))

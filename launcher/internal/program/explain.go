@@ -64,6 +64,11 @@ func explain(pod string) func(error) lifecycle.Outcome {
 
 func oneLine(text string) string { return strings.ReplaceAll(text, "\n", "; ") }
 
+// heldImage is what QEMU says of an image that another QEMU holds.
+func heldImage() *regexp.Regexp {
+	return regexp.MustCompile(`Failed to get (?:shared )?"[^"]*" lock(?s:.*)Is another process using the image \[([^\]]*)\]`)
+}
+
 // refusals are what QEMU and libvirt say when the node is the cause. Their wording is all they give.
 func refusals() []struct {
 	pattern *regexp.Regexp
@@ -75,8 +80,9 @@ func refusals() []struct {
 		reason  api.Reason
 		text    string
 	}{
-		{regexp.MustCompile(`Failed to get (?:shared )?"[^"]*" lock(?s:.*)Is another process using the image \[([^\]]*)\]`),
-			api.ReasonVolumeProblem, "$1: locked by another QEMU"},
+		{heldImage(), api.ReasonVolumeProblem, "$1: locked by another QEMU"},
+		{regexp.MustCompile(`TPM result for CMD_INIT: ([^\n]*)`),
+			api.ReasonVolumeProblem, api.PathState + "/" + stateTPM + ": swtpm cannot go on from what is kept there: $1"},
 		{regexp.MustCompile(`(?:Could not access KVM kernel module|failed to initialize kvm|KVM is not available)[^\n]*`),
 			api.ReasonNodeLacks, "KVM: $0"},
 		{regexp.MustCompile(`(?i)(?:Host CPU does not provide required features|missing features): ([^\n]*)`),

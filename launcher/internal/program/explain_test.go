@@ -24,6 +24,15 @@ func TestLastWords(t *testing.T) {
 	}
 }
 
+// TestTPMRefuses: what swtpm cannot read is the volume's fault (VM-053). The line is QEMU 10.0's.
+func TestTPMRefuses(t *testing.T) {
+	const line = "internal error: qemu closed: 2026-11-20T18:53:44Z qemu-system-x86_64: tpm-emulator: TPM result for CMD_INIT: 0x101 operation failed"
+	got := hypervisorRefused(line)
+	if got.Reason != api.ReasonVolumeProblem || got.Text != "/vm/state/tpm: swtpm cannot go on from what is kept there: 0x101 operation failed" {
+		t.Errorf("%+v", got)
+	}
+}
+
 // TestMissingDevice: a NIC model that this QEMU was built without is the node's lack (NW-005). The line is QEMU 7.2's.
 func TestMissingDevice(t *testing.T) {
 	const line = "internal error: qemu closed: 2026-11-20T12:15:16Z qemu-system-x86_64: -device igb: 'igb' is not a valid device model name"

@@ -24,6 +24,7 @@ const (
 	stateMachine = "machine"
 	stateLayout  = "layout"
 	stateNVRAM   = "nvram.fd"
+	stateTPM     = "tpm"
 )
 
 // state keeps what makes a VM the same over its starts. dir is empty where /vm/state is not mounted: then everything is
@@ -140,6 +141,14 @@ func (s state) firmware(vm api.Machine) domain.Firmware {
 		fw.Vars = filepath.Join(s.dir, stateNVRAM)
 	}
 	return fw
+}
+
+// tpm is the directory of what the TPM holds. What is in memory ends with the Pod (VM-054).
+func (s state) tpm() string {
+	if s.dir == "" {
+		return filepath.Join(api.PathRun, stateTPM)
+	}
+	return filepath.Join(s.dir, stateTPM)
 }
 
 func (s state) read(name string) (string, error) {

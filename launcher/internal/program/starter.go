@@ -25,6 +25,7 @@ import (
 type starter struct {
 	*instance
 	claims *disks.Claims
+	locked *os.File                 // the directory of the VM's state, held as long as this process lives
 	steps  map[string]time.Duration // of the last start
 	given  bool                     // the user says the UUID
 	cpu    vmstatus.CPU             // of the guest that runs
@@ -46,6 +47,7 @@ func (s *starter) Start(ctx context.Context) (virt.Domain, error) {
 	took, err := lifecycle.RunSteps(ctx, []lifecycle.Step{
 		{Name: "read", Do: func(ctx context.Context) error { return s.read(klog.FromContext(ctx)) }},
 		{Name: "accelerator", Do: func(context.Context) error { return checkAccelerator(s.vm) }},
+		{Name: "state", Do: s.holdState},
 		{Name: "identity", Do: func(context.Context) error { return s.identity(p) }},
 		{Name: "disks", Do: func(ctx context.Context) error { return s.prepareDisks(ctx, p) }},
 		{Name: "network", Do: func(ctx context.Context) error { return s.connect(ctx, p) }},
@@ -74,6 +76,7 @@ func (s *starter) Start(ctx context.Context) (virt.Domain, error) {
 func (s *starter) again(ctx context.Context) error {
 	p := &plan{}
 	_, err := lifecycle.RunSteps(ctx, []lifecycle.Step{
+		{Name: "state", Do: s.holdState},
 		{Name: "disks", Do: func(ctx context.Context) error { return s.prepareDisks(ctx, p) }},
 		{Name: "network", Do: func(ctx context.Context) error { return s.connect(ctx, p) }},
 		{Name: "claim", Do: s.claim(p)},
@@ -121,8 +124,28 @@ func checkAccelerator(vm api.Machine) error {
 	}
 }
 
+// holdState keeps a second Pod of the VM off its state.
+func (s *starter) holdState(ctx context.Context) error {
+	if !s.vm.State || s.locked != nil {
+		return nil
+	}
+	f, err := disks.LockState(ctx, api.PathState, disks.LockPatience)
+	if errors.Is(err, disks.ErrNoLock) {
+		s.warn(klog.FromContext(ctx), err.Error())
+		return nil
+	}
+	s.locked = f
+	return err
+}
+
 func (s *starter) identity(p *plan) error {
 	st := stateOf(s.vm)
+	firmware := st.firmware(s.vm)
+	if firmware.Vars != "" {
+		if err := disks.Variables(firmware.Vars, firmware.Template); err != nil {
+			return err
+		}
+	}
 	id, err := st.uuid(s.vm, s.given)
 	if err != nil {
 		return err
@@ -135,7 +158,7 @@ func (s *starter) identity(p *plan) error {
 	s.vm.UUID = id.String()
 	s.mu.Unlock()
 	p.host = domain.Host{
-		UUID: id, Machine: machine, RunDir: api.PathRun, Emulator: emulator, Firmware: st.firmware(s.vm),
+		UUID: id, Machine: machine, RunDir: api.PathRun, Emulator: emulator, Firmware: firmware, TPMDir: st.tpm(),
 	}
 	return nil
 }
@@ -147,6 +170,9 @@ func (s *starter) prepareDisks(ctx context.Context, p *plan) error {
 		return err
 	}
 	if p.host.Kernel, err = disks.Kernel(api.PathKernel, s.vm.Kernel); err != nil {
+		return err
+	}
+	if p.host.Tables, err = disks.ACPI(api.PathACPI); err != nil {
 		return err
 	}
 	p.host.Disks = list
@@ -249,7 +275,7 @@ func (s *starter) start(ctx context.Context, p *plan) error {
 		if err == nil {
 			return s.started()
 		}
-		if hypervisorRefused(err.Error()).Reason != api.ReasonVolumeProblem {
+		if !heldImage().MatchString(err.Error()) {
 			return err
 		}
 		select {

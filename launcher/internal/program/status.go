@@ -110,7 +110,7 @@ func (o *outside) conditions(s vmstatus.Status) []vmstatus.Condition {
 		State: s.State, Reason: s.Reason, Accelerator: o.vm.CPU.Accelerator, RebootLoop: s.RebootLoop,
 		AgentConnected: s.AgentConnected, AgentVersion: o.guest.Last().Version,
 		IOErrors: s.IOErrors, LastIOError: o.machine.Status().LastIOError,
-		StateMounted: o.vm.State, NeedsState: o.vm.Firmware.Kind == api.FirmwareUEFI,
+		StateMounted: o.vm.State, NeedsState: o.vm.Firmware.Kind == api.FirmwareUEFI || o.vm.TPM.On(),
 	})
 }
 
