@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"podvirt.dev/api"
 )
@@ -86,9 +88,7 @@ func (f *fleet) notInOne() {
 		f.Errorf("message %q", got)
 	}
 	before := f.attempts()
-	for i := range 50 { // news that help nobody
-		f.annotateNode("old", "example.org/news", fmt.Sprint(i))
-	}
+	f.news(1000)
 	f.annotateNode("two-cells", api.NodeNUMA, numa(f.T, []api.Pages{pages(80, 49), pages(80, 50)}))
 	f.create(vm{name: "other", pages: 10}) // goes through the queue after all of them
 	f.placed("other")
@@ -104,6 +104,29 @@ func (f *fleet) notInOne() {
 		f.Errorf("placed on %s; want two-cells/1", got)
 	}
 	f.remove("single")
+}
+
+// news changes Nodes and Pods so often in a way that helps nobody.
+func (f *fleet) news(count int) {
+	f.Helper()
+	var wait sync.WaitGroup
+	next := make(chan int)
+	for range 16 {
+		wait.Go(func() {
+			for i := range next {
+				patch := fmt.Appendf(nil, `{"metadata":{"annotations":{"example.org/news":"%d"}}}`, i)
+				name := []string{"old", "amd", "intel"}[i%3]
+				if _, err := f.client.CoreV1().Nodes().Patch(f.Context(), name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+					f.Error(err)
+				}
+			}
+		})
+	}
+	for i := range count {
+		next <- i
+	}
+	close(next)
+	wait.Wait()
 }
 
 // attempts is how many scheduling cycles have ended, of the profile podvirt.
@@ -152,27 +175,29 @@ func (f *fleet) preemption() {
 // restart kills the scheduler in the middle of a crowd. The one that stands by goes on: every cell holds at most what it
 // has, and all that fits is placed (SC-046, SC-084, SC-089).
 func (f *fleet) restart() {
-	const machines, perCell = 20, 30
+	const machines, perCell = 20, 130
 	var list []machine
 	for i := range machines {
 		list = append(list, machine{fmt.Sprintf("crowd%02d", i), cpuFacts("Westmere", "aes"), []api.Pages{pages(perCell, perCell), pages(perCell, perCell)}})
 	}
 	f.add(list...)
 	f.standby.start(f.T)
-	const count, amount = 2 * machines * (perCell / 10), 10 // exactly what fits
+	const count, amount = 2 * machines * (perCell / 10), 10 // exactly what fits: 520
 	for i := range count {
 		f.create(vm{name: fmt.Sprintf("crowd-%03d", i), pages: amount, annotations: map[string]string{api.KeyCPUModel: "Westmere"}})
-		if i == count/2 {
+		if i == count/2 { // in the middle of binding those before
 			f.scheduler.kill()
 			f.scheduler.port = f.standby.port // the one to ask from now on
 		}
 	}
 	dead := time.Now()
+	first := fmt.Sprintf("crowd-%03d", count/2+1) // made when nobody was there to place it
+	await(f.T, "the other one places VMs", func() bool { return getPod(f.T, f.client, first).Spec.NodeName != "" })
+	if late := time.Since(dead); late > 30*time.Second {
+		f.Errorf("the other one places VMs %v after the leader was killed; want 20 s, and what a slow machine takes", late)
+	}
 	await(f.T, "all are placed", func() bool { return f.crowd(nil) == count })
 	f.Logf("all are placed %v after the leader was killed", time.Since(dead))
-	if late := time.Since(dead); late > 25*time.Second {
-		f.Errorf("all were placed %v after the leader was killed; want 20 s, and what placing takes", late)
-	}
 	f.create(vm{name: "crowd-late", pages: amount, annotations: map[string]string{api.KeyCPUModel: "Westmere"}})
 	if got := f.placed("crowd-late"); strings.HasPrefix(got, "crowd") {
 		f.Errorf("one more than fits is on %s", got)

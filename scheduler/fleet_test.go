@@ -6,7 +6,6 @@ import (
 	"io"
 	"maps"
 	"net/http"
-	"os"
 	"os/exec"
 	"regexp"
 	"strings"
@@ -245,7 +244,8 @@ func TestFleet(t *testing.T) {
 		name string
 		run  func(*fleet)
 	}{
-		{"models", (*fleet).models}, {"mistakes preempt nobody", (*fleet).mistakes}, {"large pages are kept", (*fleet).largePages},
+		{"models", (*fleet).models}, {"mistakes preempt nobody", (*fleet).mistakes}, {"obsolete models", (*fleet).obsolete},
+		{"a reboot", (*fleet).reboot}, {"units", (*fleet).units}, {"large pages are kept", (*fleet).largePages},
 		{"beside the default scheduler", (*fleet).beside},
 		{"a kubelet refuses", (*fleet).refusal}, {"cells", testCells}, {"CPUs of one's own", (*fleet).dedicated}, {"five thousand", (*fleet).thousands},
 	} {
@@ -378,7 +378,12 @@ func (f *fleet) refusal() {
 		if _, err := f.client.CoreV1().Pods("shop").UpdateStatus(f.Context(), pod, metav1.UpdateOptions{}); err != nil {
 			f.Fatal(err)
 		}
-		await(f.T, "the refusal is known", func() bool { return f.refusalsKnown() == i+1 })
+		await(f.T, "the refusal is known", func() bool {
+			return f.metric(`podvirt_scheduler_kubelet_refusals_total\{reason="UnexpectedAdmissionError"\}`) == float64(i+1)
+		})
+	}
+	if avoided := f.metric("podvirt_scheduler_avoided_shapes"); avoided != 2 {
+		f.Errorf("%v shapes are avoided; want 2", avoided)
 	}
 	if !seen["picky1"] || !seen["picky2"] {
 		f.Errorf("the VMs were on %v; want each on another Node", seen)
@@ -391,15 +396,6 @@ func (f *fleet) refusal() {
 	if got := f.placed("smaller"); !strings.HasPrefix(got, "picky") {
 		f.Errorf("another shape: %q; want it placed", got)
 	}
-}
-
-// refusalsKnown counts them in the log of the scheduler.
-func (f *fleet) refusalsKnown() int {
-	text, err := os.ReadFile(f.scheduler.log.Name())
-	if err != nil {
-		f.Fatal(err)
-	}
-	return strings.Count(string(text), "The kubelet refused a VM")
 }
 
 // beside: the scheduler of Kubernetes runs as well, each with its own Pods (SC-087).

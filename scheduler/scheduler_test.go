@@ -75,6 +75,7 @@ func TestScheduler(t *testing.T) {
 			}
 		})
 	}
+	t.Run("rights", func(t *testing.T) { wantRights(t, server) })
 	t.Run("new facts wake who waited for them", func(t *testing.T) {
 		makePod(t, client, "waits", map[string]string{api.KeyCPUModel: "Nehalem"})
 		if got := awaitDecision(t, client, "waits"); got.Spec.NodeName != "" {
@@ -83,6 +84,7 @@ func TestScheduler(t *testing.T) {
 		annotate(t, client, "old", &api.CPUFacts{Accelerator: api.AcceleratorKVM, Models: []string{"Nehalem", "Penryn"}, Features: []string{"ssse3"}})
 		await(t, "it is placed", func() bool { return getPod(t, client, "waits").Spec.NodeName == "old" })
 	})
+	t.Run("overcommit", func(t *testing.T) { overcommit(t, server) })
 }
 
 // startScheduler builds the program and runs it under the account of the manifests until the test ends.
@@ -169,7 +171,11 @@ func configuration(t *testing.T, kubeconfig string) string {
 	if err := yaml.Unmarshal(text, &object); err != nil {
 		t.Fatal(err)
 	}
-	return object.Data["config.yaml"] + fmt.Sprintf("\nclientConnection: {kubeconfig: %q}\n", kubeconfig)
+	const connection = "clientConnection: {"
+	if !strings.Contains(object.Data["config.yaml"], connection) {
+		t.Fatal("the configuration of the manifests says nothing of its connection")
+	}
+	return strings.Replace(object.Data["config.yaml"], connection, fmt.Sprintf("%skubeconfig: %q, ", connection, kubeconfig), 1)
 }
 
 func encode(t *testing.T, cpu *api.CPUFacts) map[string]string {

@@ -34,6 +34,7 @@ func Parse(data map[string]string, node string) (Config, api.Errors) {
 		Devices: base.Settings{Units: units(all.DeviceCapacity, node), VsockCIDBase: defaultCIDBase},
 		Facts:   facts.Settings{Emulation: all.Emulation == "allow", MinInterval: defaultMinInterval},
 	}
+	c.Facts.Obsolete, c.Facts.Untaint = all.CPUObsoleteModels, all.StartupTaint
 	c.Classes, c.ClassMistakes = api.ParseDeviceClasses(data)
 	c.MdevOff, c.UnsafeInterrupts = all.MdevOff, all.UnsafeIRQs
 	if all.VsockCIDBase > 0 {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"time"
 
 	"k8s.io/apimachinery/pkg/types"
@@ -22,9 +23,10 @@ const (
 
 // Reasons of Events on the Node (scheduling.md 2.8).
 const (
-	ReasonChanged = "FactsChanged"
-	ReasonStale   = "FactsStale"
-	ReasonSkip    = "InvalidSkipNode"
+	ReasonChanged  = "FactsChanged"
+	ReasonStale    = "FactsStale"
+	ReasonSkip     = "InvalidSkipNode"
+	ReasonObsolete = "HostModelObsolete"
 )
 
 // Writer writes on our own Node; [node.Client] is one.
@@ -33,6 +35,8 @@ type Writer interface {
 	Apply(ctx context.Context, annotations, labels map[string]string) error
 	// Event tells people something about the Node.
 	Event(ctx context.Context, uid types.UID, warning bool, reason, message string) error
+	// Untaint takes all taints with a key off the Node, and says whether there was one.
+	Untaint(ctx context.Context, key string) (bool, error)
 }
 
 // Observer hears of every write, for metrics: desired is what now stands on the Node, changed are the annotations that differ.
@@ -45,6 +49,8 @@ type Settings struct {
 	Known       bool          // false: podvirt-config was not seen yet, and nothing is written
 	Emulation   bool          // VMs may run without KVM
 	MinInterval time.Duration // shortest time between two writes
+	Obsolete    []string      // cpu.obsolete-models as written
+	Untaint     bool          // take off the start-up taint when the facts are there
 }
 
 // Publisher keeps the Node up to date; all members of its options are required.
@@ -54,6 +60,7 @@ type Publisher struct {
 	lastWrite time.Time
 	retry     time.Duration
 	told      map[string]string // last problem told, by reason, so that each is told once
+	ready     types.UID         // of the Node whose start-up taint was looked for
 }
 
 // Options are what a [Publisher] needs.
@@ -97,13 +104,16 @@ func (p *Publisher) step(ctx context.Context, view node.View, snapshot Snapshot,
 		return never
 	}
 	p.complain(ctx, view, snapshot)
-	known := snapshot.Or(FromAnnotations(view.Annotations, p.Boot))
+	known := p.judge(ctx, view, snapshot.Or(FromAnnotations(view.Annotations, p.Boot)), settings)
 	desired, err := Desire(known, view.Annotations, settings.Emulation)
 	if err != nil {
 		klog.FromContext(ctx).Error(err, "Encoding facts")
 		return never
 	}
 	if desired.Equal(view.Annotations, view.Labels) {
+		if settings.Untaint && known.CPU != nil && p.ready != view.UID {
+			return p.untaint(ctx, view)
+		}
 		p.retry = 0
 		return never
 	}
@@ -121,6 +131,22 @@ func (p *Publisher) step(ctx context.Context, view node.View, snapshot Snapshot,
 	return never
 }
 
+// untaint lets VMs come to a new node: its facts are there. Who made the node puts the taint there before the plugin runs,
+// so one look is enough.
+func (p *Publisher) untaint(ctx context.Context, view node.View) time.Duration {
+	removed, err := p.Writer.Untaint(ctx, api.TaintNotReady)
+	if err != nil {
+		p.retry = min(max(2*p.retry, firstRetry), lastRetry)
+		klog.FromContext(ctx).Error(err, "The start-up taint is still there", "retryAfter", p.retry.String())
+		return p.retry
+	}
+	p.retry, p.ready = 0, view.UID
+	if removed {
+		klog.FromContext(ctx).Info("Took the start-up taint off", "taint", api.TaintNotReady)
+	}
+	return never
+}
+
 // tell logs a write, counts it, and raises an Event if models or accelerator changed.
 func (p *Publisher) tell(ctx context.Context, view node.View, known Snapshot, desired Desired) {
 	var changed []string
@@ -134,6 +160,22 @@ func (p *Publisher) tell(ctx context.Context, view node.View, known Snapshot, de
 	if text, ok := Change(view.Annotations[api.NodeCPU], known.CPU); ok {
 		p.event(ctx, view, false, ReasonChanged, text)
 	}
+}
+
+// judge adds to the problems that the node's own CPU model is one that VMs must not name, and tells it once: VMs that name
+// none run here all the same (scheduling.md SC-016).
+func (p *Publisher) judge(ctx context.Context, view node.View, known Snapshot, settings Settings) Snapshot {
+	if known.CPU == nil || !(api.Config{CPUObsoleteModels: settings.Obsolete}).Obsolete(known.CPU.Model) {
+		return known
+	}
+	text := fmt.Sprintf("CPU model %s of this node is on the obsolete list (cpu.obsolete-models)", known.CPU.Model)
+	p.complainOnce(ctx, view, ReasonObsolete, text)
+	if len(known.CPU.Problems) < api.MaxProblems && !slices.Contains(known.CPU.Problems, text) {
+		cpu := *known.CPU
+		cpu.Problems = append(slices.Clone(cpu.Problems), text)
+		known.CPU = &cpu
+	}
+	return known
 }
 
 // skipped obeys the administrator's annotation that keeps us off; another value than true or false is named once.

@@ -56,6 +56,8 @@ func (f *fakeNode) Event(_ context.Context, _ types.UID, warning bool, reason, m
 	return nil
 }
 
+func (f *fakeNode) Untaint(context.Context, string) (bool, error) { return false, nil }
+
 func (f *fakeNode) FactsWritten(Desired, []string) {}
 
 func (f *fakeNode) written() int {
@@ -222,6 +224,35 @@ func TestARestartedPluginGoesOnFromTheNode(t *testing.T) {
 		settle(time.Hour)
 		if f.written() != 0 || f.told() != "" {
 			t.Errorf("%d writes, events %q; want nothing", f.written(), f.told())
+		}
+	})
+}
+
+// TestObsoleteHostModel: said once, and among the problems as long as it is so (SC-016).
+func TestObsoleteHostModel(t *testing.T) {
+	publish(t, node.View{UID: "uid"}, func(f *fakeNode, snapshot *latest.Value[Snapshot], settle func(time.Duration)) {
+		const text = "CPU model kvm64 of this node is on the obsolete list (cpu.obsolete-models)"
+		old := func(pages int64) Snapshot {
+			return Snapshot{CPU: cpuFacts(func(c *api.CPUFacts) { c.Model = "kvm64" }), NUMA: numaFacts(pages)}
+		}
+		for i := range 3 {
+			snapshot.Set(old(int64(i)))
+			settle(time.Minute)
+		}
+		if got := strings.Count(f.told(), text); got != 1 {
+			t.Errorf("told %d times; want once:\n%s", got, f.told())
+		}
+		view, _ := f.view.Get()
+		if got := strings.Count(view.Annotations[api.NodeCPU], text); got != 1 {
+			t.Errorf("%d times among the problems; want once: %s", got, view.Annotations[api.NodeCPU])
+		}
+		if view.Labels[api.NodeLabelSchedulable] != "true" {
+			t.Error("VMs that name no model do not run there any more")
+		}
+		snapshot.Set(Snapshot{CPU: cpuFacts(), NUMA: numaFacts(1)})
+		settle(time.Minute)
+		if view, _ := f.view.Get(); strings.Contains(view.Annotations[api.NodeCPU], text) {
+			t.Error("the problem stays when the model is another one")
 		}
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -191,6 +192,33 @@ func (c *Client) Apply(ctx context.Context, annotations, labels map[string]strin
 		return fmt.Errorf("writing node facts: %w", err)
 	}
 	return nil
+}
+
+// Untaint takes all taints with a key off the Node, and says whether there was one. It fails if somebody changes the
+// taints at the same moment.
+func (c *Client) Untaint(ctx context.Context, key string) (bool, error) {
+	node, err := c.dynamic.Resource(nodes()).Get(ctx, c.name, metav1.GetOptions{})
+	if err != nil {
+		return false, fmt.Errorf("taint %s: %w", key, err)
+	}
+	taints, _, _ := unstructured.NestedSlice(node.Object, "spec", "taints") // absent: none
+	others := slices.DeleteFunc(slices.Clone(taints), func(taint any) bool {
+		fields, ok := taint.(map[string]any)
+		return ok && fields["key"] == key
+	})
+	if len(others) == len(taints) {
+		return false, nil
+	}
+	patch, err := json.Marshal([]map[string]any{
+		{"op": "test", "path": "/spec/taints", "value": taints}, {"op": "replace", "path": "/spec/taints", "value": others},
+	})
+	if err != nil {
+		return false, fmt.Errorf("taint %s: %w", key, err)
+	}
+	if _, err := c.dynamic.Resource(nodes()).Patch(ctx, c.name, types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: FieldManager}); err != nil {
+		return false, fmt.Errorf("taint %s: %w", key, err)
+	}
+	return true, nil
 }
 
 // Event tells people something about the Node. warning makes it one of type Warning.

@@ -127,3 +127,20 @@ func (b *bench) kubeletPolicies(t *testing.T) {
 		return err == nil && strings.Contains(strings.Join(cpu.Problems, "\n"), "kubelet: configuration is forbidden: nodes/configz")
 	})
 }
+
+// startupTaint: who makes a node keeps VMs off it by a taint, which goes when the facts are there, and only where that is
+// wanted; other taints stay (SC-024).
+func (b *bench) startupTaint(t *testing.T) {
+	nodes := b.server.Client.CoreV1().Nodes()
+	node := b.node()
+	foreign := corev1.Taint{Key: "example.org/dedicated", Value: "db", Effect: corev1.TaintEffectNoSchedule}
+	node.Spec.Taints = []corev1.Taint{{Key: api.TaintNotReady, Effect: corev1.TaintEffectNoSchedule}, foreign}
+	if _, err := nodes.Update(t.Context(), node, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	b.configure(map[string]string{"nodes.startup-taint": "on"})
+	kubelettest.Eventually(t, 60*time.Second, "the taint goes", func() bool {
+		taints := b.node().Spec.Taints
+		return len(taints) == 1 && taints[0].Key == foreign.Key
+	})
+}

@@ -44,6 +44,7 @@ func TestServe(t *testing.T) {
 		{"configuration", (*bench).configuration},
 		{"device classes", (*bench).deviceClasses},
 		{"what the kubelet does with CPUs", (*bench).kubeletPolicies},
+		{"the start-up taint", (*bench).startupTaint},
 		{"skip-node", (*bench).skipNode},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.run(b, t) }) {

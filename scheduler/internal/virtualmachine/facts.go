@@ -22,6 +22,7 @@ type facts struct {
 	features *words
 	maxVCPUs int
 	nics     *words // NIC models; empty: nothing is known
+	newer    bool   // they have a newer version than this program knows
 }
 
 // words is a set of words that many Nodes share.
@@ -58,6 +59,7 @@ func (r *reader) read(raw string) *facts {
 		features: r.share(cpu.Features),
 		maxVCPUs: cpu.MaxVCPUs,
 		nics:     r.share(cpu.NICs),
+		newer:    cpu.V > api.FactsVersion,
 	}
 }
 

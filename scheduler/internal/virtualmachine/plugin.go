@@ -57,7 +57,10 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 	pl := newPlugin(args, handle)
 	core := handle.SharedInformerFactory().Core().V1()
 	waiting := waitingPods{handle: handle, pods: core.Pods().Lister()}
+	counted := registered()
+	pl.refusals.counters = counted
 	pl.refusals.expired = func() {
+		counted.avoidedShapes.Set(float64(pl.refusals.active()))
 		if ctx.Err() == nil {
 			waiting.activate(klog.FromContext(ctx))
 		}
@@ -70,6 +73,7 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 		{"Nodes", core.Nodes().Informer(), pl.nodes.handler()},
 		{"Nodes", core.Nodes().Informer(), pl.cells.handler()},
 		{"Pods", core.Pods().Informer(), pl.ledger.handler()},
+		{"Nodes", core.Nodes().Informer(), (&tally{nodes: pl.nodes, counters: counted, stale: map[string]bool{}, newer: map[string]bool{}}).handler()},
 	} {
 		if _, err := follow.watch.AddEventHandler(follow.handler); err != nil {
 			return nil, fmt.Errorf("watching %s: %w", follow.what, err)

@@ -31,6 +31,8 @@ type refusals struct {
 	now   func() time.Time
 	// expired is called when a refusal may have ceased to count.
 	expired func()
+	// counters hear of refusals; nil: nobody does.
+	counters *counters
 
 	mu    sync.RWMutex
 	known map[refusalKey]refusal
@@ -75,15 +77,24 @@ func shape(want *request, pod *corev1.Pod) string {
 	return b.String()
 }
 
-// note counts the refusal of a Pod once.
-func (r *refusals) note(pod types.UID, node, shape string) {
+// note counts the refusal of a Pod once; reason is that of the kubelet.
+func (r *refusals) note(pod types.UID, node, shape, reason string) {
+	if !r.add(pod, refusalKey{node, shape}) || r.counters == nil {
+		return
+	}
+	r.counters.kubeletRefusals.WithLabelValues(reason).Inc()
+	r.counters.avoidedShapes.Set(float64(r.active()))
+}
+
+// add returns false if the Pod was counted before, or nothing is to be counted.
+func (r *refusals) add(pod types.UID, key refusalKey) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.first == 0 || r.pods[pod] {
-		return
+		return false
 	}
 	r.pods[pod] = true
-	key, now := refusalKey{node, shape}, r.now()
+	now := r.now()
 	wait := r.first
 	if earlier, ok := r.known[key]; ok && now.Before(earlier.until.Add(earlier.wait)) {
 		wait = min(2*earlier.wait, maxAvoid)
@@ -91,6 +102,20 @@ func (r *refusals) note(pod types.UID, node, shape string) {
 	r.known[key] = refusal{until: now.Add(wait), wait: wait}
 	maps.DeleteFunc(r.known, func(_ refusalKey, old refusal) bool { return now.After(old.until.Add(old.wait)) })
 	time.AfterFunc(wait, r.expired)
+	return true
+}
+
+// active counts the refusals for which a Node is avoided now.
+func (r *refusals) active() int {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	n, now := 0, r.now()
+	for _, known := range r.known {
+		if now.Before(known.until) {
+			n++
+		}
+	}
+	return n
 }
 
 func (r *refusals) forget(pod types.UID) {
@@ -139,7 +164,7 @@ func (pl *Plugin) refusalHandler(ctx context.Context) cache.ResourceEventHandler
 		}
 		klog.FromContext(ctx).V(2).Info("The kubelet refused a VM; its node is avoided for a while", "pod", klog.KObj(pod),
 			"node", pod.Spec.NodeName, "reason", pod.Status.Reason)
-		pl.refusals.note(pod.UID, pod.Spec.NodeName, shape(want, pod))
+		pl.refusals.note(pod.UID, pod.Spec.NodeName, shape(want, pod), pod.Status.Reason)
 	}
 	return cache.ResourceEventHandlerFuncs{
 		AddFunc:    look,

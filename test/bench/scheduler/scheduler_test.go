@@ -158,7 +158,7 @@ func (c contest) start(b *testing.B, server *apitest.Server) *scheduler {
 	dir := b.TempDir()
 	kubeconfig := server.Kubeconfig(b, server.Admin)
 	config := filepath.Join(dir, "config.yaml")
-	text := regexp.MustCompile(`(?m)^leaderElection:.*$`).ReplaceAllString(c.config, "") +
+	text := regexp.MustCompile(`(?m)^(?:leaderElection|clientConnection):.*$`).ReplaceAllString(c.config, "") +
 		fmt.Sprintf("\nleaderElection: {leaderElect: false}\nclientConnection: {kubeconfig: %q, qps: 5000, burst: 5000}\n", kubeconfig)
 	log, err := os.Create(filepath.Join(dir, "log"))
 	if err == nil {
