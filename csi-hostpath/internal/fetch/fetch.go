@@ -70,6 +70,9 @@ type Options struct {
 	Transport http.RoundTripper
 
 	FirstPause, LastPause, StallAfter time.Duration // 0: the constants
+	// ParallelFrom is how much must be left to be read by several requests at once, Piece what each asks for, in bytes; 0: the
+	// constants.
+	ParallelFrom, Piece int64
 	// Retrying is told why an attempt failed and that there will be another; nil: nobody is told.
 	Retrying func(err error)
 }
@@ -88,6 +91,7 @@ type Stream struct {
 	transferred atomic.Int64
 	restarts    atomic.Int64
 	pause       time.Duration
+	ahead       *ahead // nil: one request brings all
 }
 
 // Open begins to read at an offset: 0, or where an earlier stream of the version pin stopped. Only where the server does
@@ -126,6 +130,9 @@ func (s *Stream) Restarts() int64 { return s.restarts.Load() }
 
 // Close ends the connection.
 func (s *Stream) Close() {
+	if s.ahead != nil {
+		s.ahead.close()
+	}
 	s.hangUp()
 	s.client.CloseIdleConnections()
 }
@@ -151,7 +158,7 @@ func (o Options) NewTransport() *http.Transport {
 	return &http.Transport{
 		DialContext: o.Dial, TLSClientConfig: config, ForceAttemptHTTP2: true, DisableCompression: true,
 		TLSHandshakeTimeout: 30 * time.Second, ResponseHeaderTimeout: cmp.Or(o.StallAfter, StallAfter), MaxResponseHeaderBytes: 64 << 10,
-		MaxIdleConns: 2, IdleConnTimeout: time.Minute,
+		MaxIdleConns: parallel, MaxIdleConnsPerHost: parallel, IdleConnTimeout: time.Minute,
 	}
 }
 
@@ -177,6 +184,9 @@ func (s *Stream) redirect(req *http.Request, via []*http.Request) error {
 // Read reads on; when the connection breaks it makes another one.
 func (s *Stream) Read(p []byte) (int, error) {
 	for {
+		if s.ahead != nil {
+			return s.ahead.Read(p)
+		}
 		if s.body == nil {
 			if err := s.again(nil); err != nil {
 				return 0, err
@@ -280,6 +290,7 @@ func (s *Stream) connect() error {
 		s.hangUp()
 		return err
 	}
+	s.startAhead()
 	return nil
 }
 

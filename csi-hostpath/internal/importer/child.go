@@ -341,6 +341,7 @@ func (j *job) options() (fetch.Options, error) {
 	o := fetch.Options{
 		URL: j.URL, Insecure: j.Insecure, User: j.User, Password: j.Password, Headers: http.Header{}, Roots: x509.NewCertPool(),
 		FirstPause: j.Tuning.FirstPause, LastPause: j.Tuning.LastPause, StallAfter: j.Tuning.StallAfter,
+		ParallelFrom: j.Tuning.ParallelFrom, Piece: j.Tuning.Piece,
 	}
 	o.Roots.AppendCertsFromPEM(j.Roots)
 	if j.Token != "" {

@@ -77,6 +77,7 @@ type Tuning struct {
 	FirstPause, LastPause, StallAfter time.Duration
 	CheckpointEvery                   int64 // bytes; 0: 64 MiB
 	ReportEvery                       time.Duration
+	ParallelFrom, Piece               int64 // bytes; 0: as in package fetch
 }
 
 // report is one line from the confined process.
