@@ -170,5 +170,5 @@ func macAddress() Value {
 }
 
 func bitRate() Value {
-	return quantity("100M").atLeast(8000, "below 8k").or("none").later("none")
+	return quantity("100M").atLeast(8000, "below 8k").or("none")
 }

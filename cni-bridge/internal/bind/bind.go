@@ -58,7 +58,7 @@ func Plan(h *nl.Handle, spec Spec) ([]Step, journal.Entry, error) {
 		}
 		entry.NICs = append(entry.NICs, made)
 		if owned := ownedSteps(spec, nic, made); owned != nil {
-			steps = append(steps, owned...)
+			steps = slices.Concat(steps, owned, rateSteps(made))
 			continue
 		}
 		settings, err := sysctls(nic)
@@ -71,6 +71,7 @@ func Plan(h *nl.Handle, spec Spec) ([]Step, journal.Entry, error) {
 		steps = append(steps, Step{"nat", func(*nl.Handle) error {
 			return fault.Wrap(fault.NAT, "NAT", nat.Apply(natSpec(spec, nic, made.Tap)))
 		}})
+		steps = append(steps, rateSteps(made)...)
 	}
 	return steps, entry, nil
 }
@@ -110,7 +111,10 @@ func record(h *nl.Handle, spec Spec, nic NIC) (journal.NIC, error) {
 	}
 	made := journal.NIC{
 		Alias: alias, Tap: nicalias.TapName(nic.Index), Service: nicalias.ServiceName(nic.Index), MAC: spec.GatewayMAC.String(), MTU: nic.MTU,
-		Rules: rules,
+		Rules: rules, RateIn: nic.RateIn, RateOut: nic.RateOut,
+	}
+	if nic.RateOut > 0 {
+		made.RateInterface = nic.Interface
 	}
 	for _, prefix := range gateways(spec, nic) {
 		made.Addresses = append(made.Addresses, prefix.String())
@@ -267,7 +271,7 @@ func up(h *nl.Handle, spec Spec, nic NIC, made journal.NIC) error {
 func Undo(h *nl.Handle, entry journal.Entry) error {
 	errs := []error{nat.Delete(), restore(entry.Sysctls)}
 	for _, nic := range slices.Backward(entry.NICs) {
-		errs = append(errs, unwire(h, nic.Wire), unbridge(h, nic.Bridge), remove(h, nic.Service), remove(h, nic.Tap))
+		errs = append(errs, unshape(h, nic), unwire(h, nic.Wire), unbridge(h, nic.Bridge), remove(h, nic.Service), remove(h, nic.Tap))
 	}
 	return fault.Wrap(fault.Undo, "undo incomplete", errors.Join(errs...))
 }
@@ -280,6 +284,7 @@ func Clean(h *nl.Handle) error {
 	}
 	errs := []error{nat.Delete()}
 	for _, link := range links {
+		errs = append(errs, h.Unshape(link.Index))
 		for name, hook := range filter.Names() {
 			errs = append(errs, h.DeleteFilter(link.Index, hook, name))
 		}

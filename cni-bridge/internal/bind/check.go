@@ -22,6 +22,10 @@ func Differences(h *nl.Handle, entry journal.Entry) ([]string, error) {
 			return nil, err
 		}
 		out = append(out, lines...)
+		if lines, err = rateDifferences(h, nic); err != nil {
+			return nil, err
+		}
+		out = append(out, lines...)
 		if nic.Wire != nil {
 			if lines, err = wireDifferences(h, nic.Wire); err != nil {
 				return nil, err

@@ -78,6 +78,10 @@ type NIC struct {
 	Rules     int      `json:"rules"`     // of table inet podvirt; 0: the NIC has no NAT
 	Wire      *Wire    `json:"wire,omitempty"`
 	Bridge    *Bridge  `json:"bridge,omitempty"`
+
+	RateIn        uint64 `json:"rateIn,omitempty"`        // bit/s; 0: no limit
+	RateOut       uint64 `json:"rateOut,omitempty"`       // bit/s; 0: no limit
+	RateInterface string `json:"rateInterface,omitempty"` // of the Pod, with RateOut
 }
 
 // Bridge is what a NIC changes that is bridged with its Pod interface.

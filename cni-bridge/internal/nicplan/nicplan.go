@@ -45,6 +45,8 @@ type NIC struct {
 	Mesh        []api.PortRange // TCP ports of a mesh's proxy in the Pod, with masquerade
 	V4, V6      Inside          // with masquerade
 	DHCP, RA    bool            // the launcher answers
+	RateIn      uint64          // bit/s towards the guest; 0: no limit
+	RateOut     uint64          // bit/s from it
 	Own         []netip.Prefix  // with wire and bridge: the addresses of the Pod interface, which the guest gets
 	Guarded     string          // as the interface's
 }
@@ -156,6 +158,7 @@ func (p *planner) refuse(nic, format string, args ...any) {
 func (p *planner) nic(o api.NIC, name string, itf Interface) NIC {
 	nic := NIC{
 		Name: name, Interface: itf.Name, Ports: o.Ports, MAC: p.mac(o, name, itf), Guarded: itf.Guarded,
+		RateIn: uint64(o.RateIn), RateOut: uint64(o.RateOut),
 		SingleQueue: o.Queues == 1 || o.Model != "" && o.Model != "virtio",
 		DHCP:        o.DHCP != "off" && len(itf.Prefixes) > 0, RA: o.RA != "off" && len(itf.Prefixes) > 0,
 	}
