@@ -37,3 +37,23 @@ func TestNICsDoNotFit(t *testing.T) {
 		})
 	}
 }
+
+// TestRestartWithNIC starts QEMU anew on the tap of the one before, whether the tap has many queues or one (NW-009).
+func TestRestartWithNIC(t *testing.T) {
+	for _, model := range []string{"virtio", "e1000e"} {
+		t.Run(model, func(t *testing.T) {
+			t.Parallel()
+			p := newPod(t, map[string]string{"nic.default": "binding=masquerade,model=" + model, "start": "paused", "shutdown": "acpi,timeout=1s"})
+			p.spec.Tap, p.spec.Single = true, model != "virtio"
+			v := p.start()
+			v.paused()
+			for boot := range 3 {
+				v.ctl("restart")
+				v.eventually("another QEMU", func() bool {
+					state := v.state()
+					return state["state"] == "paused" && state["boots"] == float64(boot+2)
+				})
+			}
+		})
+	}
+}
