@@ -245,7 +245,7 @@ func TestFleet(t *testing.T) {
 		run  func(*fleet)
 	}{
 		{"models", (*fleet).models}, {"mistakes preempt nobody", (*fleet).mistakes}, {"obsolete models", (*fleet).obsolete},
-		{"a reboot", (*fleet).reboot}, {"units", (*fleet).units}, {"large pages are kept", (*fleet).largePages},
+		{"a reboot", (*fleet).reboot}, {"units", (*fleet).units}, {"a disk is imported", (*fleet).imports}, {"large pages are kept", (*fleet).largePages},
 		{"beside the default scheduler", (*fleet).beside},
 		{"a kubelet refuses", (*fleet).refusal}, {"cells", testCells}, {"CPUs of one's own", (*fleet).dedicated}, {"five thousand", (*fleet).thousands},
 	} {

@@ -175,7 +175,8 @@ func configuration(t *testing.T, kubeconfig string) string {
 	if !strings.Contains(object.Data["config.yaml"], connection) {
 		t.Fatal("the configuration of the manifests says nothing of its connection")
 	}
-	return strings.Replace(object.Data["config.yaml"], connection, fmt.Sprintf("%skubeconfig: %q, ", connection, kubeconfig), 1)
+	own := strings.Replace(object.Data["config.yaml"], connection, fmt.Sprintf("%skubeconfig: %q, ", connection, kubeconfig), 1)
+	return strings.Replace(own, "kind: VirtualMachineArgs}", "kind: VirtualMachineArgs, progressInterval: 1s}", 1)
 }
 
 func encode(t *testing.T, cpu *api.CPUFacts) map[string]string {

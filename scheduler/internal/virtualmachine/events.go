@@ -26,6 +26,11 @@ func (pl *Plugin) EventsToRegister(context.Context) ([]fwk.ClusterEventWithHint,
 			Event:          fwk.ClusterEvent{Resource: fwk.AssignedPod, ActionType: fwk.Delete},
 			QueueingHintFn: pl.isSchedulableAfterPodDeleted,
 		},
+		// A disk that is filled may let its VM go on.
+		{
+			Event:          fwk.ClusterEvent{Resource: fwk.PersistentVolumeClaim, ActionType: fwk.Add | fwk.Update},
+			QueueingHintFn: pl.isSchedulableAfterClaimChange,
+		},
 		// The same Pod with other labels may be a VM no more.
 		{Event: fwk.ClusterEvent{Resource: fwk.TargetPod, ActionType: fwk.UpdatePodLabel}},
 	}, nil

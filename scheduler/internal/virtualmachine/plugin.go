@@ -18,6 +18,7 @@ import (
 )
 
 var (
+	_ fwk.PreEnqueuePlugin  = (*Plugin)(nil)
 	_ fwk.PreFilterPlugin   = (*Plugin)(nil)
 	_ fwk.FilterPlugin      = (*Plugin)(nil)
 	_ fwk.PreScorePlugin    = (*Plugin)(nil)
@@ -45,6 +46,7 @@ type Plugin struct {
 	policy *policySource
 
 	refusals *refusals
+	imports  *imports // nil: claims are not followed
 }
 
 // New builds the plugin. It watches Nodes, Pods and the one ConfigMap of the arguments until ctx ends, and waits for
@@ -79,6 +81,8 @@ func New(ctx context.Context, obj runtime.Object, handle fwk.Handle) (fwk.Plugin
 			return nil, fmt.Errorf("watching %s: %w", follow.what, err)
 		}
 	}
+	pl.imports = &imports{claims: core.PersistentVolumeClaims().Lister(), pods: core.Pods().Lister(), interval: args.ProgressInterval}
+	go pl.imports.report(ctx, handle.ClientSet())
 	if err := pl.watchRefusals(ctx, handle.ClientSet()); err != nil {
 		return nil, err
 	}
