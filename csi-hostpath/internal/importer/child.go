@@ -87,7 +87,12 @@ type worker struct {
 	problem atomic.Pointer[string]
 	synced  int64     // offset of the last checkpoint
 	due     time.Time // when the next byte may come
-	hashed  int64     // offset in the source up to which the digests went at the last checkpoint of an earlier attempt
+	blocks  blocks    // of the stream
+	again   struct {  // the last block that was asked for again
+		index int64
+		data  []byte
+	}
+	hashed int64 // offset in the source up to which the digests went at the last checkpoint of an earlier attempt
 
 	mu      sync.Mutex
 	reports *json.Encoder
@@ -126,6 +131,7 @@ func (w *worker) run(ctx context.Context) (string, error) {
 	stop := w.reporting()
 	defer stop()
 	if strings.HasPrefix(w.job.URL, "docker:") {
+		w.blocks.off = true
 		return w.copyRegistry(ctx, options)
 	}
 	if err := w.job.toCloud(ctx, &options); err != nil {
@@ -164,9 +170,13 @@ type streams struct{ transferred, restarts atomic.Int64 }
 func (w *worker) copy(start int64) error {
 	o := image.Options{
 		Size: w.job.Size, Format: w.job.Format, Compression: w.job.Compression, Length: w.stream.Load().Pin().Length, Start: start, To: counted{w},
-		Told: func(info image.Info) { w.info.Store(&info) }, Copied: w.checkpoint,
+		Copied: w.checkpoint,
 	}
-	if w.stream.Load().Ranged() {
+	o.Told = func(info image.Info) {
+		w.info.Store(&info)
+		w.blocks.off = w.blocks.off || info.Format == image.Raw || info.Compression != image.None
+	}
+	if w.blocks.off = start > 0 || !w.stream.Load().Ranged(); !w.blocks.off {
 		o.At = anywhere{w}
 	}
 	var err error
@@ -178,8 +188,10 @@ func (w *worker) copy(start int64) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.Copy(io.Discard, source{w}) // what follows the image counts for the digest
-	return err
+	if _, err = io.Copy(io.Discard, source{w}); err != nil { // what follows the image counts for the digest
+		return err
+	}
+	return w.blocks.end()
 }
 
 // source is the stream with its digests.
@@ -194,6 +206,9 @@ func (s source) Read(p []byte) (int, error) {
 	known := min(max(0, s.w.hashed-s.w.read.Load()), int64(n)) // of an earlier attempt, which had read ahead
 	for _, h := range s.w.hashes {
 		h.Write(p[known:n])
+	}
+	if bad := s.w.blocks.write(p[:n]); bad != nil {
+		return 0, bad
 	}
 	if n > 0 {
 		s.w.read.Add(int64(n))
@@ -219,13 +234,33 @@ func (w *worker) pace(n int) {
 	<-timer.C
 }
 
-// anywhere reads the source at any offset, at the same pace.
+// anywhere reads the source at any offset, at the same pace, by whole blocks that are compared.
 type anywhere struct{ w *worker }
 
 func (a anywhere) ReadAt(p []byte, at int64) (int, error) {
-	n, err := a.w.stream.Load().ReadAt(p, at)
-	a.w.pace(n)
-	return n, err
+	stream, got := a.w.stream.Load(), 0
+	for got < len(p) {
+		from := at + int64(got)
+		i := from / blockSize
+		if a.w.again.data == nil || a.w.again.index != i {
+			block := make([]byte, blockSize)
+			n, err := stream.ReadAt(block, i*blockSize)
+			a.w.pace(n)
+			if err != nil && !errors.Is(err, io.EOF) {
+				return got, err
+			}
+			if err := a.w.blocks.check(i, block[:n]); err != nil {
+				return got, err
+			}
+			a.w.again.index, a.w.again.data = i, block[:n]
+		}
+		n := copy(p[got:], a.w.again.data[min(int64(len(a.w.again.data)), from-i*blockSize):])
+		if n == 0 {
+			return got, io.EOF
+		}
+		got += n
+	}
+	return got, nil
 }
 
 // counted is the volume with what was written to it.

@@ -28,6 +28,8 @@ type Policy struct {
 	Cluster     []Range
 	// Insecure are hosts, with or without port, whose identity need not be verified.
 	Insecure []string
+	// Resolve finds the addresses of a name; nil: as the machine does.
+	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 }
 
 // Dial connects to host:port where the policy allows it. Every address that the name has is looked at, at every call: what
@@ -39,7 +41,7 @@ func (p Policy) Dial(ctx context.Context, address string) (net.Conn, error) {
 	if err != nil {
 		return nil, sandbox.Forbidden("not host:port")
 	}
-	addresses, err := resolve(ctx, host)
+	addresses, err := p.resolve(ctx, host)
 	if err != nil {
 		return nil, err
 	}
@@ -59,9 +61,12 @@ func (p Policy) Dial(ctx context.Context, address string) (net.Conn, error) {
 	return nil, refusal
 }
 
-func resolve(ctx context.Context, host string) ([]netip.Addr, error) {
+func (p Policy) resolve(ctx context.Context, host string) ([]netip.Addr, error) {
 	if ip, err := netip.ParseAddr(host); err == nil {
 		return []netip.Addr{ip}, nil
+	}
+	if p.Resolve != nil {
+		return p.Resolve(ctx, host)
 	}
 	addresses, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
 	if err == nil && len(addresses) == 0 {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"net/http"
 	"path"
 	"slices"
@@ -48,11 +49,14 @@ func (w *worker) copyRegistry(ctx context.Context, options fetch.Options) (strin
 	w.total.Store(total)
 	options.Transport, options.Headers, options.User, options.Password = found.transport, http.Header{}, "", ""
 	options.Fixed = true
+	if disks := found.disks(); len(disks) > 0 {
+		return found.digest.String(), w.copyArtifact(ctx, options, found, disks)
+	}
 	files := &members{wanted: w.job.Member, seen: map[string]bool{}}
 	for _, layer := range found.layers {
-		repository := found.reference.Context()
-		options.URL = fmt.Sprintf("%s://%s/v2/%s/blobs/%s", repository.Scheme(), repository.RegistryStr(), repository.RepositoryStr(), layer.Digest)
-		if err := w.copyLayer(ctx, options, layer.Digest, files); err != nil {
+		options.URL = found.blob(layer.Digest)
+		err := w.copyBlob(ctx, options, layer.Digest, func(from io.Reader) error { return w.copyLayer(from, files) })
+		if err != nil {
 			return "", err
 		}
 	}
@@ -60,6 +64,59 @@ func (w *worker) copyRegistry(ctx context.Context, options fetch.Options) (strin
 		return "", err
 	}
 	return found.digest.String(), w.out.Sync()
+}
+
+// blob is the URL of a layer.
+func (c *container) blob(digest v1.Hash) string {
+	repository := c.reference.Context()
+	return fmt.Sprintf("%s://%s/v2/%s/blobs/%s", repository.Scheme(), repository.RegistryStr(), repository.RepositoryStr(), digest)
+}
+
+// titleKey is the annotation that holds the name of a file in an artifact (OCI image spec, annotations).
+const titleKey = "org.opencontainers.image.title"
+
+// disks are the layers that are no file trees, by their names: those of an OCI artifact that is a disk.
+func (c *container) disks() map[string]v1.Descriptor {
+	found := map[string]v1.Descriptor{}
+	for _, layer := range c.layers {
+		if layer.MediaType.IsLayer() {
+			continue
+		}
+		name := layer.Annotations[titleKey]
+		if name == "" {
+			name = layer.Digest.String()
+		}
+		found[name] = layer
+	}
+	return found
+}
+
+// copyArtifact fills the volume with a layer that is a disk: the named one, or the only one.
+func (w *worker) copyArtifact(ctx context.Context, options fetch.Options, found *container, disks map[string]v1.Descriptor) error {
+	names := slices.Sorted(maps.Keys(disks))
+	wanted := w.job.Member
+	if wanted == "" && len(names) == 1 {
+		wanted = names[0]
+	}
+	layer, ok := disks[wanted]
+	switch list := strings.Join(names, ", "); {
+	case wanted == "":
+		return image.Refused("podvirt.dev/import-member is needed; the source holds: " + list)
+	case !ok:
+		return image.Refused(fmt.Sprintf("%q not found; the source holds: %s", wanted, list))
+	}
+	options.URL = found.blob(layer.Digest)
+	w.total.Store(layer.Size)
+	err := w.copyBlob(ctx, options, layer.Digest, func(from io.Reader) error {
+		return image.Copy(from, image.Options{
+			Size: w.job.Size, Format: w.job.Format, Compression: w.job.Compression, Length: layer.Size, To: counted{w},
+			Told: func(info image.Info) { w.info.Store(&info) },
+		})
+	})
+	if err != nil {
+		return err
+	}
+	return w.out.Sync()
 }
 
 // resolve finds the image, as often as it takes.
@@ -189,15 +246,29 @@ func (s *secure) RoundTrip(r *http.Request) (*http.Response, error) {
 	return s.next.RoundTrip(r)
 }
 
-// copyLayer reads one layer and copies the disk, if it is there. The layer's digest is that of all its bytes.
-func (w *worker) copyLayer(ctx context.Context, options fetch.Options, digest v1.Hash, files *members) error {
+// copyBlob reads one layer to its end. Its digest is that of all its bytes.
+func (w *worker) copyBlob(ctx context.Context, options fetch.Options, digest v1.Hash, read func(io.Reader) error) error {
 	if err := w.open(ctx, options, fetch.Pin{}, 0); err != nil {
 		return err
 	}
 	defer w.stream.Load().Close()
 	sum := sha256.New()
 	w.hashes = map[string]hash.Hash{"sha256": sum}
-	plain, err := image.Unpack(source{w}, w.job.Size)
+	if err := read(source{w}); err != nil {
+		return err
+	}
+	if _, err := io.Copy(io.Discard, source{w}); err != nil {
+		return err
+	}
+	if got := fmt.Sprintf("sha256:%x", sum.Sum(nil)); got != digest.String() {
+		return image.Refused(fmt.Sprintf("layer differs: expected %s, got %s", digest, got))
+	}
+	return nil
+}
+
+// copyLayer copies the disk, if it is in this layer.
+func (w *worker) copyLayer(from io.Reader, files *members) error {
+	plain, err := image.Unpack(from, w.job.Size)
 	if err != nil {
 		return err
 	}
@@ -222,12 +293,6 @@ func (w *worker) copyLayer(ctx context.Context, options fetch.Options, digest v1
 		}
 	}
 	files.endLayer()
-	if _, err := io.Copy(io.Discard, source{w}); err != nil {
-		return err
-	}
-	if got := fmt.Sprintf("sha256:%x", sum.Sum(nil)); got != digest.String() {
-		return image.Refused(fmt.Sprintf("layer differs: expected %s, got %s", digest, got))
-	}
 	return nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -183,7 +184,7 @@ func TestPolicy(t *testing.T) {
 		"star wins over nobody": {Policy{Allow: []string{"*"}}, "127.0.0.1", "loopback"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			addresses, err := resolve(t.Context(), row.host)
+			addresses, err := row.policy.resolve(t.Context(), row.host)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -202,6 +203,41 @@ func TestPolicy(t *testing.T) {
 			t.Errorf("Unverified(%s) = %v", source, !want)
 		}
 	}
+}
+
+// TestNameMoves: a name that leads elsewhere when the connection is made again is looked at again; what is looked at is what is
+// connected to, one answer for both (ST-062).
+func TestNameMoves(t *testing.T) {
+	data := content()
+	web := &site{files: map[string][]byte{"raw": data}, cut: 1 << 20}
+	url, err := listenOn(t, "127.0.0.2:0", web)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var answers atomic.Int64
+	moves := func(from int64) *Policy {
+		answers.Store(0)
+		return &Policy{Allow: []string{"127.0.0.2/32", "*"}, Resolve: func(context.Context, string) ([]netip.Addr, error) {
+			if answers.Add(1) >= from {
+				return []netip.Addr{netip.MustParseAddr("127.0.0.1")}, nil
+			}
+			return []netip.Addr{netip.MustParseAddr("127.0.0.2")}, nil
+		}}
+	}
+	source := strings.Replace(url, "127.0.0.2", "moving.example.org", 1) + "/raw"
+	for _, from := range []int64{1, 3} {
+		a := &attempt{url: source, policy: moves(from)}
+		_, err := a.run(t)
+		var refused Refused
+		if !errors.As(err, &refused) || !strings.Contains(err.Error(), "127.0.0.1 is a loopback address") || answers.Load() != from {
+			t.Errorf("error = %v after %d answers; want a refusal at the one that moved, %d", err, answers.Load(), from)
+		}
+	}
+	stays := &attempt{url: source, policy: moves(1000)}
+	if _, err := stays.run(t); err != nil || answers.Load() < 4 {
+		t.Errorf("%v after %d answers", err, answers.Load())
+	}
+	stays.holds(t)
 }
 
 // TestDialDenied: nothing is connected to that is denied, whatever the name.
