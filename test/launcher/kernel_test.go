@@ -20,7 +20,7 @@ func TestKernel(t *testing.T) {
 		"virtio":      "transitional", "genid": "c7f3a6b1-6d1b-4a57-9c2d-0c9b3f0f5f01",
 	})
 	delete(p.spec.Mounts, "/vm/disks/root")
-	p.claim("data", mib)
+	grow := fullDisk(t, p, "data")
 	tables := p.volume("/vm/acpi")
 	slic, msdm := writeTable(t, tables, "slic", 374), writeTable(t, tables, "msdm", 85)
 	boot := filepath.Join(p.volume("/vm/kernel"), "boot")
@@ -38,6 +38,7 @@ func TestKernel(t *testing.T) {
 	if xml := v.ctl("xml"); !strings.Contains(xml, "<genid>c7f3a6b1-6d1b-4a57-9c2d-0c9b3f0f5f01</genid>") {
 		t.Errorf("no such generation ID:\n%s", xml)
 	}
+	wantMended(t, v, s, grow)
 	s.quit()
 
 	t.Run("no such file", func(t *testing.T) {

@@ -29,6 +29,9 @@ type Options struct {
 	Explain func(error) Outcome
 	// Death says how QEMU died, where that is known: "qemu died of SIGSEGV", or that the cgroup's memory ran out.
 	Death func() Outcome
+	// Mended says whether all disks of a VM that stands still for them work again; it may block. nil: nobody looks.
+	Mended    func() bool
+	MendEvery time.Duration
 	// Notify is told of every event after it was acted on; nil: nobody is.
 	Notify func(virt.Event)
 	// Clock is time.Now.
@@ -40,6 +43,7 @@ type Machine struct {
 	opt Options
 
 	requests chan request
+	mend     *mending // what Run alone touches; nil: the VM does not wait for its disks
 
 	mu     sync.Mutex
 	domain virt.Domain // nil while the VM is off
@@ -155,6 +159,10 @@ func (m *Machine) Run(ctx context.Context, domain virt.Domain, started time.Time
 			}
 		case r := <-m.requests:
 			r.done <- r.do(work)
+		case <-m.mendTimer():
+			m.look()
+		case works := <-m.mendAnswer():
+			m.looked(work, works)
 		case <-m.stopTimer():
 			if outcome := m.continueStop(work); outcome != nil {
 				return *outcome

@@ -38,13 +38,20 @@ type world struct {
 
 func run(t *testing.T, policy Policy) *world {
 	t.Helper()
+	return runWith(t, policy, func(*Options) {})
+}
+
+func runWith(t *testing.T, policy Policy, change func(*Options)) *world {
+	t.Helper()
 	domain, events := virttest.New()
 	w := &world{t: t, domain: domain, policy: policy, outcome: make(chan Outcome, 1)}
-	w.Machine = New(Options{
+	options := Options{
 		Starter: &starts{domain: domain}, Events: events, Policy: func() Policy { return policy },
 		Explain: func(err error) Outcome { return Outcome{Reason: api.ReasonStartFailed, Text: err.Error()} },
 		Death:   func() Outcome { return Outcome{Reason: api.ReasonHypervisorCrash, Text: "qemu died"} },
-	})
+	}
+	change(&options)
+	w.Machine = New(options)
 	ctx, stop := context.WithCancel(t.Context())
 	w.stop = stop
 	go func() { w.outcome <- w.Run(ctx, nil, time.Time{}) }()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"podvirt.dev/internal/cli"
 	"podvirt.dev/launcher/internal/console"
 	"podvirt.dev/launcher/internal/control"
+	"podvirt.dev/launcher/internal/disks"
 	"podvirt.dev/launcher/internal/domain"
 	"podvirt.dev/launcher/internal/lifecycle"
 	"podvirt.dev/launcher/internal/virt"
@@ -139,10 +141,19 @@ func newInstance(ctx context.Context, vm api.Machine, std cli.Streams) (*instanc
 		Starter: i.starter, Events: conn.Events(), Policy: i.currentPolicy, Explain: explain(vm.PodName),
 		Death:  func() lifecycle.Outcome { return death(context.WithoutCancel(ctx), i.pid(), i.memory) },
 		Notify: func(e virt.Event) { i.outside.notify(e) },
+		Mended: i.disksWork, MendEvery: lifecycle.MendEvery,
 	})
 	i.outside = newOutside(i)
 	i.policy = lifecycle.PolicyOf(vm.Lifecycle)
 	return i, nil
+}
+
+// disksWork looks at every disk.
+func (i *instance) disksWork() bool {
+	i.mu.Lock()
+	list := slices.Clone(i.disks)
+	i.mu.Unlock()
+	return !slices.ContainsFunc(list, func(d domain.Disk) bool { return !disks.Works(d) })
 }
 
 // run follows the VM, with everything beside it, until it ends.
