@@ -49,7 +49,7 @@ func nodeSettings() []Setting {
 		{Key: "cpu.min-model", Group: group, Value: pattern(model, "no such model").or(cpuModels).later("Penryn"), Default: "`Penryn`",
 			InForce: live,
 			Meaning: "its features get no label"},
-		{Key: "cpu.labels", Group: group, Value: word("none models features all").later("none"), Default: "`none`", InForce: live,
+		{Key: "cpu.labels", Group: group, Value: word("none models features all").notNow("features all"), Default: "`none`", InForce: live,
 			Meaning: "node labels beyond the four that always exist"},
 		{Key: "cpu.allocation-ratio", Group: group, Value: integer(1, 1000), Default: "10", InForce: newPods,
 			Meaning: "CPU request = vCPUs / ratio where none is given"},

@@ -35,6 +35,7 @@ func Parse(data map[string]string, node string) (Config, api.Errors) {
 		Facts:   facts.Settings{Emulation: all.Emulation == "allow", MinInterval: defaultMinInterval},
 	}
 	c.Facts.Obsolete, c.Facts.Untaint = all.CPUObsoleteModels, all.StartupTaint
+	c.Facts.ModelLabels = all.CPULabels == "models"
 	c.Classes, c.ClassMistakes = api.ParseDeviceClasses(data)
 	c.MdevOff, c.UnsafeInterrupts = all.MdevOff, all.UnsafeIRQs
 	if all.VsockCIDBase > 0 {

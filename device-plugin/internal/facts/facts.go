@@ -9,7 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
+
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"podvirt.dev/api"
 )
@@ -105,7 +108,7 @@ type Desired struct {
 	Labels      map[string]string
 }
 
-// Keys returns the keys that are ours on a Node: annotations and labels.
+// Keys returns the keys that are ours on a Node, annotations and labels, besides the labels of models.
 func Keys() (annotations, labels []string) {
 	return []string{api.NodeCPU, api.NodeNUMA},
 		[]string{api.NodeLabelSchedulable, api.NodeLabelCPUVendor, api.NodeLabelCPUModel, api.NodeLabelAccelerator}
@@ -149,9 +152,33 @@ func Desire(s Snapshot, published map[string]string, emulation bool) (Desired, e
 	return d, nil
 }
 
+// addModels adds a label for each model that VMs may name here, for people, selectors and autoscalers. It returns the models
+// whose names are no legal label keys.
+func (d Desired) addModels(cpu *api.CPUFacts, obsolete []string) (skipped []string) {
+	for _, model := range cpu.Models {
+		if (api.Config{CPUObsoleteModels: obsolete}).Obsolete(model) {
+			continue
+		}
+		key := api.NodeLabelModelPrefix + model
+		if len(validation.IsQualifiedName(key)) > 0 {
+			skipped = append(skipped, model)
+			continue
+		}
+		d.Labels[key] = "true"
+	}
+	return skipped
+}
+
 // Equal says whether the Node carries exactly what is desired under our keys.
 func (d Desired) Equal(annotations, labels map[string]string) bool {
 	annotationKeys, labelKeys := Keys()
+	for _, list := range []map[string]string{d.Labels, labels} {
+		for key := range list {
+			if strings.HasPrefix(key, api.NodeLabelModelPrefix) {
+				labelKeys = append(labelKeys, key)
+			}
+		}
+	}
 	return sameUnder(annotationKeys, d.Annotations, annotations) && sameUnder(labelKeys, d.Labels, labels)
 }
 

@@ -50,6 +50,7 @@ type Settings struct {
 	Emulation   bool          // VMs may run without KVM
 	MinInterval time.Duration // shortest time between two writes
 	Obsolete    []string      // cpu.obsolete-models as written
+	ModelLabels bool          // a label for each CPU model: cpu.labels
 	Untaint     bool          // take off the start-up taint when the facts are there
 }
 
@@ -109,6 +110,11 @@ func (p *Publisher) step(ctx context.Context, view node.View, snapshot Snapshot,
 	if err != nil {
 		klog.FromContext(ctx).Error(err, "Encoding facts")
 		return never
+	}
+	if settings.ModelLabels && known.CPU != nil {
+		if skipped := desired.addModels(known.CPU, settings.Obsolete); len(skipped) > 0 {
+			klog.FromContext(ctx).V(2).Info("Models whose names are no label keys have no label", "models", skipped)
+		}
 	}
 	if desired.Equal(view.Annotations, view.Labels) {
 		if settings.Untaint && known.CPU != nil && p.ready != view.UID {

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -143,4 +144,30 @@ func (b *bench) startupTaint(t *testing.T) {
 		taints := b.node().Spec.Taints
 		return len(taints) == 1 && taints[0].Key == foreign.Key
 	})
+}
+
+// modelLabels: each model that is usable and not obsolete has a label where that is wanted, and none where it is not any
+// more (SC-014).
+func (b *bench) modelLabels(t *testing.T) {
+	labels := func() []string {
+		var models []string
+		for key := range b.node().Labels {
+			if model, ours := strings.CutPrefix(key, api.NodeLabelModelPrefix); ours {
+				models = append(models, model)
+			}
+		}
+		slices.Sort(models)
+		return models
+	}
+	b.observe(api.AcceleratorKVM, "Conroe", "Haswell", "Nehalem")
+	b.configure(map[string]string{"cpu.labels": "models", "nodes.min-write-interval": "1s"})
+	kubelettest.Eventually(t, 60*time.Second, "the labels", func() bool { return slices.Equal(labels(), []string{"Haswell", "Nehalem"}) })
+	b.observe(api.AcceleratorKVM, "Haswell", "Penryn")
+	kubelettest.Eventually(t, 60*time.Second, "other labels", func() bool { return slices.Equal(labels(), []string{"Haswell", "Penryn"}) })
+	before := b.node().ResourceVersion
+	b.configure(map[string]string{"nodes.min-write-interval": "1s"})
+	kubelettest.Eventually(t, 60*time.Second, "no labels", func() bool { return len(labels()) == 0 })
+	if b.node().ResourceVersion == before {
+		t.Error("nothing was written")
+	}
 }

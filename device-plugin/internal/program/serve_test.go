@@ -45,6 +45,7 @@ func TestServe(t *testing.T) {
 		{"device classes", (*bench).deviceClasses},
 		{"what the kubelet does with CPUs", (*bench).kubeletPolicies},
 		{"the start-up taint", (*bench).startupTaint},
+		{"labels of models", (*bench).modelLabels},
 		{"skip-node", (*bench).skipNode},
 	} {
 		if !t.Run(step.name, func(t *testing.T) { step.run(b, t) }) {
