@@ -6,6 +6,7 @@ import "time"
 // converts it), the launcher its downward API volume, its own file system and its cgroup. A rule that needs what the
 // reader cannot see is left to those who can; nil says "not visible".
 type Pod struct {
+	Hostname             string // of its containers; "": not known. It is the Pod's name where spec.hostname is not set
 	Namespace, Name, UID string
 	Labels               map[string]string // nil: not visible
 	Annotations          map[string]string

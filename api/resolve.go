@@ -65,6 +65,9 @@ func (r *resolver) identity() {
 		m.UUID = DefaultUUID(r.pod.Namespace, m.ID)
 	}
 	if m.Hostname == "" {
+		m.Hostname = givenHostname(r.pod.Hostname, r.pod.Name)
+	}
+	if m.Hostname == "" {
 		m.Hostname = firstLabel(m.ID)
 	}
 }

@@ -29,7 +29,7 @@ func identityRows() []Annotation {
 		{
 			Key: "hostname", Group: group, Change: Restart,
 			Value:   pattern(dnsLabelPattern, "not a DNS label; example: db1"),
-			Default: "VM name",
+			Default: "`spec.hostname`, else VM name",
 			Meaning: "guest host name (meta-data, DHCP)",
 		},
 		{

@@ -51,6 +51,9 @@ func Read(fsys fs.FS) (Env, error) {
 		Annotations: r.pairs(api.PodFileAnnotations, "metadata.annotations"),
 		NodeArch:    runtime.GOARCH,
 	}}
+	if own, err := fs.ReadFile(fsys, "etc/hostname"); err == nil { // the kubelet's
+		env.Pod.Hostname = strings.TrimSpace(string(own))
+	}
 	env.EphemeralStorage = r.amount(api.PodFileLimitsEphemeral)
 	env.Pod.Limits = api.Resources{
 		CPU:       wantedCPU(fsys, r.amount(api.PodFileLimitsCPU)),

@@ -45,6 +45,7 @@ func TestRead(t *testing.T) {
 		"vm/pod/limits.ephemeral-storage": file("1073741824"),
 		"vm/pod/limits.hugepages-2Mi":     file("4194304"),
 		"vm/pod/limits.hugepages-1Gi":     file("0"),
+		"etc/hostname":                    file("mail\n"),
 		"vm/disks/root":                   {Mode: fs.ModeDevice},
 		"vm/disks/tty":                    {Mode: fs.ModeDevice | fs.ModeCharDevice},
 		"vm/cloud-init/..data/user-data":  file("#cloud-config"),
@@ -69,7 +70,7 @@ func TestRead(t *testing.T) {
 	want := Env{
 		EphemeralStorage: 1 << 30,
 		Pod: api.Pod{
-			Name: "db1-7c9f", Namespace: "shop", UID: "6a5a2f1f-0000-4000-8000-000000000001",
+			Name: "db1-7c9f", Namespace: "shop", UID: "6a5a2f1f-0000-4000-8000-000000000001", Hostname: "mail",
 			Labels:      map[string]string{"podvirt.dev/vm": "db1"},
 			Annotations: map[string]string{"note": "two\nlines ä \"quoted\"", "podvirt.dev/memory": "4Gi"},
 			Limits:      api.Resources{CPU: 2000, Memory: 4457496576, Hugepages: map[string]int64{"2Mi": 4 << 20}},

@@ -137,7 +137,7 @@ func guestOf(vm api.Machine, found []nics.NIC) (dhcp.Guest, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return dhcp.Guest{}, err
 	}
-	return dhcp.Guest{Hostname: hostname(vm), Resolv: dhcp.ParseResolv(string(resolv)), DefaultRoute: routed(vm, found)}, nil
+	return dhcp.Guest{Hostname: vm.Hostname, Resolv: dhcp.ParseResolv(string(resolv)), DefaultRoute: routed(vm, found)}, nil
 }
 
 // answer starts a server for each service tap that has none yet.
@@ -174,13 +174,6 @@ func (n *network) answer(ctx context.Context, vm api.Machine, found []nics.NIC) 
 		}()
 	}
 	return nil
-}
-
-func hostname(vm api.Machine) string {
-	if vm.Hostname != "" {
-		return vm.Hostname
-	}
-	return vm.ID
 }
 
 // routed is the NIC with the guest's default route: the one that says so, else default, else the first.

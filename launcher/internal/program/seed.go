@@ -28,7 +28,7 @@ func (s *starter) seed(logger klog.Logger, p *plan, found []nics.NIC) error {
 	default:
 		return nil
 	}
-	input := seed.Input{InstanceID: guest.InstanceID, Hostname: hostname(s.vm)}
+	input := seed.Input{InstanceID: guest.InstanceID, Hostname: s.vm.Hostname}
 	if guest.SSHKeys != api.SSHKeysOff && guest.SSHKeys != api.SSHKeysDynamic {
 		input.SSHUsers = s.vm.SSHUsers
 	}
