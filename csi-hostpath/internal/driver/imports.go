@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"podvirt.dev/api"
@@ -337,6 +338,9 @@ func (f *filling) attempts(ctx context.Context, into volume.Filling) error {
 // next decides whether another attempt is worth it, and where it starts.
 func (f *filling) next(ctx context.Context, into volume.Filling, cause error, crashes *int) (*importer.Checkpoint, error) {
 	_, refused := errors.AsType[importer.Refused](cause)
+	if errors.Is(cause, unix.ENOSPC) || errors.Is(cause, unix.EDQUOT) {
+		cause = importer.ErrNoSpace // for the journal; it says so for the volume
+	}
 	switch {
 	case ctx.Err() != nil, refused:
 		return nil, cause

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -432,6 +434,46 @@ func TestImportAcrossRestarts(t *testing.T) {
 		}
 		b.remove(handle, r)
 	}
+}
+
+// TestImportNoSpace: an import for which the pool has no space left, since others filled it, says so and ends well when there
+// is some again (ST-054).
+func TestImportNoSpace(t *testing.T) {
+	b, w, url := importBench(t, 8<<20)
+	w.held = make(chan struct{})
+	b.claim("root", url+"/image")
+	r := request{name: "root", pod: "a", size: 32 << 20, block: true}
+	answered := make(chan string, 1)
+	go func() { answered <- b.create(r) }()
+	<-w.stopped
+	filler := filepath.Join(b.dir, "filler")
+	f, err := os.Create(filler)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	at := int64(0)
+	for size := int64(1 << 40); size >= 4096; size /= 2 {
+		for unix.Fallocate(int(f.Fd()), 0, at, size) == nil {
+			at += size
+		}
+	}
+	close(w.held)
+	pooltest.Eventually(t, func() error {
+		if events, _ := b.imports.told(); !strings.Contains(fmt.Sprint(events), "NoSpace: no space left in the pool") {
+			return fmt.Errorf("events are %q", events)
+		}
+		return nil
+	})
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	handle := <-answered
+	b.holds(b.publish(handle, r), w.data, r.size)
+	b.remove(handle, r)
 }
 
 // TestImportSourceChanges: when the server has another version after the connection broke, the volume holds that one and
