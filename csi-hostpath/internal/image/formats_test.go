@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
+	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -229,45 +231,133 @@ func TestOthersRefused(t *testing.T) {
 	}
 }
 
-// FuzzFormats: whatever comes, there is no panic and nothing is written beyond the disk. Checksums are made right, or no
-// change would come through.
-func FuzzFormats(f *testing.F) {
-	f.Add(uint8(0), streamed(make([]byte, 64<<10)), uint16(20), []byte{1})
-	for kind := range uint8(4) {
-		f.Add(kind, make([]byte, 8192), uint16(0), []byte{})
+// plausible is a small image of each format; most of what is wrong in one is in its header.
+func plausible(format string) []byte {
+	le, be := binary.LittleEndian, binary.BigEndian
+	image := make([]byte, 128<<10)
+	switch format {
+	case VMDK:
+		return streamed(bytes.Repeat([]byte{7}, 64<<10))
+	case VDI:
+		le.PutUint32(image[64:], vdiMagic)
+		for at, value := range map[int]uint32{68: vdiVersion, 76: 1, 340: 512, 344: 4096, 368: 64 << 10, 376: 4096, 384: 16} {
+			le.PutUint32(image[at:], value)
+		}
+		for i := range uint32(16) {
+			le.PutUint32(image[512+4*i:], 15-i)
+		}
+	case VHD:
+		copy(image, vhdCookie)
+		copy(image[28:], "win ")
+		be.PutUint32(image[60:], vhdDynamic)
+		be.PutUint64(image[16:], 512)
+		be.PutUint64(image[48:], 64<<10)
+		copy(image[512:], vhdDynamicCookie)
+		be.PutUint64(image[512+16:], 1536)
+		be.PutUint32(image[512+28:], 16)
+		be.PutUint32(image[512+32:], 4096)
+		for i := range uint32(16) {
+			be.PutUint32(image[1536+4*i:], 4+9*i)
+		}
+	case VHDX:
+		image = make([]byte, 5<<20)
+		copy(image, "vhdxfile")
+		copy(image[64<<10:], "head")
+		le.PutUint16(image[64<<10+66:], 1)
+		table, metadata := image[192<<10:], image[2<<20:]
+		copy(table, "regi\x00\x00\x00\x00\x02")
+		for i, region := range []string{vhdxBAT, vhdxMetadataTable} {
+			copy(table[16+32*i:], region)
+			le.PutUint64(table[16+32*i+16:], uint64(i+1)<<20)
+			le.PutUint32(table[16+32*i+24:], 1<<20)
+		}
+		copy(metadata, "metadata\x00\x00\x03")
+		for i, item := range []string{vhdxParameters, vhdxDiskSize, vhdxSectorSize} {
+			copy(metadata[32+32*i:], item)
+			le.PutUint32(metadata[32+32*i+16:], uint32(64<<10+8*i))
+		}
+		le.PutUint32(metadata[64<<10:], 1<<20)
+		le.PutUint32(metadata[64<<10+8:], 64<<10)
+		le.PutUint32(metadata[64<<10+16:], 512)
+		le.PutUint64(image[1<<20:], 3<<20|vhdxPresent)
 	}
-	f.Fuzz(func(t *testing.T, kind uint8, source []byte, at uint16, change []byte) {
-		if len(source) < 4096 || len(source) > 4<<20 || len(change) > 64 {
-			return
-		}
-		source = patched(source, int(at)%len(source), change...)
-		le := binary.LittleEndian
-		switch kind % 4 {
-		case 0:
-			copy(source, vmdkMagic)
-			copy(source[73:], "\n \r\n")
-		case 1:
-			le.PutUint32(source[64:], vdiMagic)
-			le.PutUint32(source[68:], vdiVersion)
-		case 2:
-			copy(source, vhdCookie)
-			copy(source[512:], vhdDynamicCookie)
-			binary.BigEndian.PutUint32(source[60:], vhdDynamic)
-			binary.BigEndian.PutUint64(source[16:], 512)
-			resealed(resealed(source, 0, vhdFooter, 64), 512, vhdDynamicHeader, 36)
-		case 3:
-			source = append(source, make([]byte, max(0, 2<<20-len(source)))...)
-			copy(source, "vhdxfile")
-			copy(source[64<<10:], "head")
-			copy(source[192<<10:], "regi")
-			resigned(resigned(source, 64<<10, vhdxHeader), 192<<10, vhdxRegionTable)
-		}
+	return image
+}
+
+// parts are where the headers and tables of a plausible image begin.
+func parts(format string) []int {
+	if format == VHDX {
+		return []int{64 << 10, 192 << 10, 1 << 20, 2 << 20, 2<<20 + 64<<10}
+	}
+	return []int{0, 512, 1024, 1536}
+}
+
+// whole makes magic numbers and checksums right again, or no change would come through.
+func whole(format string, image []byte) []byte {
+	copy(image, map[string]string{VMDK: vmdkMagic, VHD: vhdCookie, VHDX: "vhdxfile"}[format])
+	switch format {
+	case VDI:
+		binary.LittleEndian.PutUint32(image[64:], vdiMagic)
+	case VHD:
+		resealed(resealed(image, 0, vhdFooter, 64), 512, vhdDynamicHeader, 36)
+	case VHDX:
+		copy(image[64<<10:], "head")
+		copy(image[192<<10:], "regi")
+		resigned(resigned(image, 64<<10, vhdxHeader), 192<<10, vhdxRegionTable)
+	}
+	return image
+}
+
+// survives copies an image in both ways: whatever it is, there is no panic, and nothing is written beyond the disk.
+func survives(t *testing.T, source []byte) (copied bool) {
+	t.Helper()
+	for _, at := range []io.ReaderAt{nil, bytes.NewReader(source)} {
 		to := &disk{data: make([]byte, 64<<10)}
 		err := Copy(bytes.NewReader(source), Options{
-			Size: int64(len(to.data)), Format: Auto, Compression: None, Length: int64(len(source)), At: bytes.NewReader(source), To: to,
+			Size: int64(len(to.data)), Format: Auto, Compression: None, Length: int64(len(source)), At: at, To: to,
 		})
-		if why, refusal := errors.AsType[Refused](err); err != nil && !refusal {
-			t.Error(err, why)
+		if _, refusal := errors.AsType[Refused](err); err != nil && !refusal {
+			t.Error(err)
 		}
+		copied = err == nil
+	}
+	return copied
+}
+
+// TestHostile: images with words changed at random where their formats have their numbers.
+func TestHostile(t *testing.T) {
+	for _, format := range []string{VMDK, VDI, VHD, VHDX} {
+		t.Run(format, func(t *testing.T) {
+			if !survives(t, whole(format, plausible(format))) {
+				t.Error("the image is refused as it is")
+			}
+			random := rand.New(rand.NewPCG(7, 8))
+			tries := 300
+			if format == VHDX {
+				tries = 60 // they are large
+			}
+			for range tries {
+				image := plausible(format)
+				for range 1 + random.IntN(6) {
+					at := parts(format)[random.IntN(len(parts(format)))] + random.IntN(128)*4
+					binary.LittleEndian.PutUint32(image[at:], []uint32{0, 1, 1 << random.IntN(32), random.Uint32(), 0xffffffff}[random.IntN(5)])
+				}
+				survives(t, whole(format, image))
+			}
+		})
+	}
+}
+
+// FuzzFormats changes a piece of an image.
+func FuzzFormats(f *testing.F) {
+	formats := []string{VMDK, VDI, VHD, VHDX}
+	for kind := range uint8(4) {
+		f.Add(kind, uint8(1), uint16(16), []byte{1, 2})
+	}
+	f.Fuzz(func(t *testing.T, kind, part uint8, at uint16, change []byte) {
+		format := formats[kind%4]
+		image, places := plausible(format), parts(format)
+		copy(image[places[int(part)%len(places)]+int(at)%2048:], change[:min(len(change), 512)])
+		survives(t, whole(format, image))
 	})
 }
