@@ -64,13 +64,9 @@ func overcommit(t *testing.T, server *apitest.Server) {
 		filepath.Join("..", "manifests", "admission", "podvirt-default-vm.yaml"))
 
 	ratio("130", "3200Mi", "3600Mi")
-	if placed := fill(t, client, short); placed != 8 {
-		t.Errorf("%d VMs of 4Gi on 32Gi with 130 %%; want 8", placed)
-	}
+	fill(t, client, short, 8)
 	ratio("100", "4097Mi", "4600Mi")
-	if placed := fill(t, client, short); placed != 7 {
-		t.Errorf("%d VMs of 4Gi on 32Gi with 100 %%; want 7", placed)
-	}
+	fill(t, client, short, 7)
 	set(map[string]string{"cpu.allocation-ratio": "10"})
 	ten := map[string]string{api.KeyMemory: "64Mi", api.KeyCPUTopology: "cores=10"}
 	await(t, "the policies apply 10 vCPUs on one CPU", func() bool {
@@ -102,31 +98,39 @@ func setAllocatable(t *testing.T, client kubernetes.Interface, name, cpu, memory
 	}
 }
 
-// fill makes eight VMs of 4Gi, says how many are placed, and removes them. Who is not placed must lack memory.
-func fill(t *testing.T, client kubernetes.Interface, short func(string, map[string]string) *corev1.Pod) (placed int) {
+// fill makes eight VMs of 4Gi, waits until as many are placed as should be, and removes them. Who is not placed must lack
+// memory.
+func fill(t *testing.T, client kubernetes.Interface, short func(string, map[string]string) *corev1.Pod, want int) {
 	t.Helper()
 	var names []string
 	for i := range 8 {
-		name := fmt.Sprintf("over-%d", i)
+		name := fmt.Sprintf("over-%d-%d", want, i)
 		names = append(names, name)
 		if _, err := client.CoreV1().Pods("shop").Create(t.Context(), short(name, map[string]string{api.KeyMemory: "4Gi"}), metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
+	placed := func() (count int) {
+		for _, name := range names {
+			if getPod(t, client, name).Spec.NodeName == "full" {
+				count++
+			}
+		}
+		return count
+	}
+	await(t, fmt.Sprintf("%d VMs are placed", want), func() bool { return placed() >= want })
 	now := int64(0)
 	for _, name := range names {
-		pod := awaitDecision(t, client, name)
-		switch message := condition(pod).Message; {
-		case pod.Spec.NodeName == "full":
-			placed++
-		case !strings.Contains(message, "1 Insufficient memory"):
-			t.Errorf("%s: %q", name, message)
+		if pod := awaitDecision(t, client, name); pod.Spec.NodeName == "" && !strings.Contains(condition(pod).Message, "1 Insufficient memory") {
+			t.Errorf("%s: %q", name, condition(pod).Message)
 		}
+	}
+	if count := placed(); count != want {
+		t.Errorf("%d VMs of 4Gi are on 32Gi; want %d", count, want)
 	}
 	for _, name := range names {
 		if err := client.CoreV1().Pods("shop").Delete(t.Context(), name, metav1.DeleteOptions{GracePeriodSeconds: &now}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return placed
 }

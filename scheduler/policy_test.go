@@ -76,9 +76,9 @@ func (f *fleet) reboot() {
 	facts := strings.Replace(node.Annotations[api.NodeCPU], boot, later, 1)
 	f.annotateNode("reboots", api.NodeCPU, strings.Replace(facts, `"v":1`, `"v":2,"gift":true`, 1))
 	await(f.T, "it is placed", func() bool { return getPod(f.T, f.client, "patient").Spec.NodeName == "reboots" })
-	if stale, newer := f.metric("podvirt_scheduler_facts_stale_nodes"), f.metric("podvirt_scheduler_facts_newer_version"); stale != 0 || newer != 1 {
-		f.Errorf("%v nodes with stale facts, %v with newer ones; want none and 1", stale, newer)
-	}
+	await(f.T, "no node has stale facts, one has newer ones", func() bool {
+		return f.metric("podvirt_scheduler_facts_stale_nodes") == 0 && f.metric("podvirt_scheduler_facts_newer_version") == 1
+	})
 	f.remove("patient")
 }
 

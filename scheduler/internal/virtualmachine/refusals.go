@@ -82,8 +82,8 @@ func (r *refusals) note(pod types.UID, node, shape, reason string) {
 	if !r.add(pod, refusalKey{node, shape}) || r.counters == nil {
 		return
 	}
-	r.counters.kubeletRefusals.WithLabelValues(reason).Inc()
 	r.counters.avoidedShapes.Set(float64(r.active()))
+	r.counters.kubeletRefusals.WithLabelValues(reason).Inc()
 }
 
 // add returns false if the Pod was counted before, or nothing is to be counted.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -204,7 +205,27 @@ func TestNodeFacts(t *testing.T) {
 			t.Errorf("%s: labels %v; want exactly %v", name, labels, want)
 		}
 	}
+	kubeletsAreKnown(t, c)
 	idleNodesAreLeftAlone(t, c)
+}
+
+// kubeletsAreKnown: the policies of the kubelets here are those that a kubelet has by itself (SC-011).
+func kubeletsAreKnown(t *testing.T, c *harness.Cluster) {
+	t.Helper()
+	want := api.Kubelet{CPU: "none", Memory: "None", Topology: "none", TopologyScope: "container"}
+	for _, name := range c.Nodes {
+		deadline := time.Now().Add(2 * time.Minute) // a question that failed is asked again after half a minute
+		for {
+			numa, err := api.DecodeNUMAFacts(c.Node(t, name).Annotations[api.NodeNUMA])
+			if err == nil && numa.Kubelet != nil && reflect.DeepEqual(*numa.Kubelet, want) {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: policies of the kubelet %+v, %v; want %+v", name, numa.Kubelet, err, want)
+			}
+			<-time.After(time.Second)
+		}
+	}
 }
 
 func ourLabels(node *corev1.Node) map[string]string {
