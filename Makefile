@@ -106,10 +106,10 @@ soak-cni: ## 5000 ADD and DEL of the CNI plugin, 200 Pods at once 50 times over,
 		-run='^(TestManyAttachmentsLeaveNothing|TestBridgeOnDemandRace)$$' ./cni-bridge/internal/plugin
 
 .PHONY: test-life
-test-life: images ## what make test has no time for: every run policy, kubelet and containerd killed, a minute of pause (10 minutes)
+test-life: images ## what make test has no time for: every run policy, kubelet and containerd killed, a minute of pause, an autoscaler (13 minutes)
 	PODVIRT_STANDSTILL=60s $(GOTEST) -v -timeout=20m -run='^TestWhileOneStandsStill$$' ./test/launcher
 	@$(LOCAL) install
-	PODVIRT_LONG=1 $(GOTEST) -v -timeout=30m -run='^(TestRunPolicies|TestNodeProgramsKilled|TestQuota|TestWithoutPolicies)$$' ./test/cluster/suite
+	PODVIRT_LONG=1 $(GOTEST) -v -timeout=30m -run='^(TestRunPolicies|TestNodeProgramsKilled|TestQuota|TestWithoutPolicies|TestAutoscaler)$$' ./test/cluster/suite
 
 .PHONY: test-overhead
 STRESS ?= 20s

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	autoscalingv2 "k8s.io/api/autoscaling/v2"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -81,6 +82,70 @@ spec:
 			return fmt.Errorf("claims %s", strings.Join(names, " "))
 		}
 		return nil
+	})
+}
+
+// TestAutoscaler: an autoscaler sees what a VM's guest computes, starts VMs that share the load, and ends them when there
+// is none (VM-128).
+func TestAutoscaler(t *testing.T) {
+	long(t, "test-life")
+	c := harness.Installed(t)
+	c.RequireImage(t, "tools")
+	c.Metrics(t)
+	ns := setUp(t, "guest-tiny")
+	ns.Apply(t, newVM("busy", "guest-tiny").terminal().deployment(t, 1))
+	ns.Apply(t, `
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata: {name: busy}
+spec:
+  scaleTargetRef: {apiVersion: apps/v1, kind: Deployment, name: busy}
+  minReplicas: 1
+  maxReplicas: 4
+  metrics: [{type: Resource, resource: {name: cpu, target: {type: AverageValue, averageValue: 200m}}}]
+  behavior: {scaleDown: {stabilizationWindowSeconds: 0}}
+`)
+	idle := func(s autoscalingv2.HorizontalPodAutoscalerStatus) bool {
+		return s.DesiredReplicas == 1 && s.CurrentReplicas == 1 && len(s.CurrentMetrics) == 1 &&
+			s.CurrentMetrics[0].Resource != nil && s.CurrentMetrics[0].Resource.Current.AverageValue.MilliValue() < 200
+	}
+	waitScaler(t, ns, "one VM while nothing is computed", idle)
+	term := ns.Attach(t, lastPod(t, ns, api.LabelVM+"=busy").Name, api.ContainerName)
+	logIn(t, term)
+	term.Send(t, "while :; do :; done &\n")
+	waitScaler(t, ns, "four VMs", func(s autoscalingv2.HorizontalPodAutoscalerStatus) bool { return s.DesiredReplicas == 4 })
+	waitDeployment(t, ns, "busy", 4)
+	term.Send(t, "kill $!\n")
+	waitScaler(t, ns, "one VM again", idle)
+}
+
+// lastPod waits until one of some Pods runs.
+func lastPod(t *testing.T, ns *harness.Namespace, selector string) *corev1.Pod {
+	t.Helper()
+	var left []corev1.Pod
+	harness.Eventually(t, harness.Medium, "one Pod", func(ctx context.Context) error {
+		list, err := ns.Client.CoreV1().Pods(ns.Name).List(ctx, metav1.ListOptions{LabelSelector: selector})
+		if err != nil {
+			return err
+		}
+		left = slices.DeleteFunc(list.Items, func(pod corev1.Pod) bool { return pod.Status.Phase != corev1.PodRunning })
+		if len(left) != 1 {
+			return fmt.Errorf("%d Pods", len(left))
+		}
+		return nil
+	})
+	return &left[0]
+}
+
+// waitScaler waits for a status of the autoscaler, which looks every 15 s at figures that are as old.
+func waitScaler(t *testing.T, ns *harness.Namespace, what string, ok func(autoscalingv2.HorizontalPodAutoscalerStatus) bool) {
+	t.Helper()
+	harness.Eventually(t, harness.Long, what, func(ctx context.Context) error {
+		scaler, err := ns.Client.AutoscalingV2().HorizontalPodAutoscalers(ns.Name).Get(ctx, "busy", metav1.GetOptions{})
+		if err == nil && !ok(scaler.Status) {
+			err = fmt.Errorf("status: %+v", scaler.Status)
+		}
+		return err
 	})
 }
 

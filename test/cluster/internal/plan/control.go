@@ -74,6 +74,7 @@ func (p Planner) apiServer(m layout.Machine) machine.Program {
 			"--service-account-signing-key-file=" + machinePKI.Key(accountKey),
 			"--service-cluster-ip-range=" + network.ServiceNet4 + "," + network.ServiceNet6,
 			"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true",
+			"--enable-aggregator-routing", // no kube-proxy runs beside the API server
 		},
 	}
 }

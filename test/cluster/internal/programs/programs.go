@@ -36,6 +36,7 @@ const (
 	etcd       = "go.etcd.io/etcd/server/v3"
 	coredns    = "github.com/coredns/coredns"
 	multus     = "gopkg.in/k8snetworkplumbingwg/multus-cni.v4"
+	metrics    = "sigs.k8s.io/metrics-server"
 )
 
 // All returns the programs of the cluster.
@@ -74,6 +75,11 @@ func Multus() []Program {
 		all = append(all, Program{Name: name, Module: "multus", Package: multus + "/cmd/" + name, Version: multus, NoCGO: true})
 	}
 	return all
+}
+
+// Metrics returns metrics-server, which a cluster has only while a test wants it.
+func Metrics() []Program {
+	return []Program{{Name: "metrics-server", Module: "metrics", Package: metrics + "/cmd/metrics-server", Version: metrics, NoCGO: true}}
 }
 
 // Builder builds into a directory.
