@@ -133,6 +133,18 @@ test-devices: programs ## devices handed to restricted containers, KVM among the
 	$(GO) build -o bin/ ./test/kernel/runvm
 	CGO_ENABLED=0 PODVIRT_NESTED=1 $(GOTEST) -v -timeout=40m -exec $(CURDIR)/bin/runvm ./test/kernel/devices
 
+.PHONY: test-kvm
+KVM_CPUS ?= Opteron_G3 Nehalem qemu64
+test-kvm: programs ## the launcher where KVM works, by AMD virtualization that QEMU emulates: VMs under KVM, facts of nodes with four CPUs (5 minutes)
+	@mkdir -p bin
+	@$(IMAGES) rootfs kernel launcher guest-tiny >/dev/null
+	@$(IMAGES) disk guest-tiny >/dev/null
+	@$(IMAGES) build launcher >/dev/null
+	$(GO) build -o bin/ ./test/kernel/runvm
+	CGO_ENABLED=0 $(GOTEST) -v -timeout=40m -exec $(CURDIR)/bin/runvm -run='^TestKVM$$' ./test/launcher
+	for cpu in $(KVM_CPUS); do CGO_ENABLED=0 PODVIRT_VM_CPU=$$cpu,vendor=AuthenticAMD,+svm,+npt,+vme,x-force-features=on \
+		$(GOTEST) -v -timeout=20m -exec $(CURDIR)/bin/runvm -run='^TestKVMFacts$$' ./test/launcher || exit 1; done
+
 .PHONY: bench-devices
 bench-devices: programs ## the device plugin beside the simplest one: time to allocatable, Allocate, memory at 1, 100 and 1000 devices
 	$(GO) test -run='^$$' -bench=. -benchtime=1x ./test/bench/devices

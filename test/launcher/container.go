@@ -33,7 +33,7 @@ type containerSpec struct {
 	Root   string            // directory that becomes /
 	Mounts map[string]string // path in the container: directory or file on the machine
 	Argv   []string
-	// Devices are made anew at each path, with the numbers of a block device of the machine, as a container runtime does.
+	// Devices are made anew at each path, as the device of the machine that is named, as a container runtime does.
 	Devices map[string]string
 	Cgroup  string // directory of the memory cgroup that everything of the container is in; empty: the test's own
 	Tap     bool   // the network of a masqueraded NIC, as the CNI plugin leaves it, without NAT; of DHCP, version 4 alone
@@ -81,10 +81,7 @@ func enter(text string) error {
 	if err := os.Chdir(spec.Root); err != nil {
 		return err
 	}
-	if err := unix.PivotRoot(".", "."); err != nil {
-		return fmt.Errorf("pivot_root: %w", err)
-	}
-	if err := unix.Unmount(".", unix.MNT_DETACH); err != nil {
+	if err := makeRoot(); err != nil {
 		return err
 	}
 	if err := dropRights(); err != nil {
@@ -97,6 +94,18 @@ func enter(text string) error {
 		}
 	}
 	return unix.Exec(spec.Argv[0], spec.Argv, env)
+}
+
+// makeRoot makes the working directory the root. From the first root file system of a kernel nobody can pivot.
+func makeRoot() error {
+	err := unix.PivotRoot(".", ".")
+	switch {
+	case errors.Is(err, unix.EINVAL):
+		return errors.Join(unix.Mount(".", "/", "", unix.MS_MOVE, ""), unix.Chroot("."))
+	case err != nil:
+		return fmt.Errorf("pivot_root: %w", err)
+	}
+	return unix.Unmount(".", unix.MNT_DETACH)
 }
 
 // The guest's address and that of the Pod's end.
@@ -220,20 +229,20 @@ func mountAll(spec containerSpec) error {
 		}
 	}
 	for target, source := range spec.Devices {
-		if err := makeBlockDevice(filepath.Join(root, target), source); err != nil {
+		if err := makeDevice(filepath.Join(root, target), source); err != nil {
 			return fmt.Errorf("device %s: %w", target, err)
 		}
 	}
 	return nil
 }
 
-func makeBlockDevice(target, source string) error {
+func makeDevice(target, source string) error {
 	var st unix.Stat_t
 	if err := unix.Stat(source, &st); err != nil {
 		return err
 	}
 	return errors.Join(
-		os.MkdirAll(filepath.Dir(target), 0o755), unix.Mknod(target, unix.S_IFBLK|0o660, int(st.Rdev)), os.Chown(target, userID, userID),
+		os.MkdirAll(filepath.Dir(target), 0o755), unix.Mknod(target, st.Mode&unix.S_IFMT|0o660, int(st.Rdev)), os.Chown(target, userID, userID),
 	)
 }
 

@@ -98,7 +98,12 @@ type world struct {
 	tiny string // disk of the tiny guest
 }
 
-var theWorld = sync.OnceValues(makeWorld)
+var theWorld = sync.OnceValues(func() (world, error) {
+	if inGuest() {
+		return guestWorld()
+	}
+	return makeWorld()
+})
 
 func cache() string {
 	if dir := os.Getenv("PODVIRT_CACHE"); dir != "" {
