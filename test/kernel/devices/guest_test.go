@@ -34,7 +34,7 @@ func TestContainers(t *testing.T) {
 	t.Run("forged variable", func(t *testing.T) { n.forged(t, root) })
 }
 
-// facts says that guests run under KVM here, in place of the launcher, to whose probe an emulated KVM is silent.
+// facts says that guests run under KVM here, in place of the launcher, whose own facts make test-kvm shows.
 func (n *node) facts(t *testing.T) {
 	t.Helper()
 	facts := contract.CPUFacts{
