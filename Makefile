@@ -182,7 +182,7 @@ test-controller: images ## the life of a guest in conditions and Events, the con
 .PHONY: test-network
 test-network: images ## what make test has no time for: the CNI plugin taken off the nodes and put back, refusals of the node, 1 GiB by port-forward, further networks by Multus (6 minutes)
 	@$(LOCAL) install
-	PODVIRT_LONG=1 $(GOTEST) -v -timeout=30m -run='^(TestMultus|TestNetwork|TestNetworkRefusals|TestUninstalledNetwork)$$' ./test/cluster/suite
+	PODVIRT_LONG=1 $(GOTEST) -v -timeout=30m -run='^(TestMultus|TestNetwork|TestNetworkRefusals|TestUninstalledNetwork|TestQEMUKilled)$$' ./test/cluster/suite
 
 .PHONY: bench-net
 bench-net: ## ADD and DEL of the CNI plugin against the upstream bridge plugin
