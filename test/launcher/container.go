@@ -34,14 +34,15 @@ type containerSpec struct {
 	Mounts map[string]string // path in the container: directory or file on the machine
 	Argv   []string
 	// Devices are made anew at each path, as the device of the machine that is named, as a container runtime does.
-	Devices map[string]string
-	Cgroup  string // directory of the memory cgroup that everything of the container is in; empty: the test's own
-	Tap     bool   // the network of a masqueraded NIC, as the CNI plugin leaves it, without NAT; of DHCP, version 4 alone
-	Single  bool   // the tap has one queue, as for every model but virtio
-	Held    bool   // the container's first process has a queue of the tap open
-	NoTun   bool   // there is no /dev/net/tun
-	Host    bool   // the network is the machine's own
-	CPUs    []int  // those that the container may use, as the kubelet's CPU manager gives them; empty: all
+	Devices  map[string]string
+	ReadOnly bool   // the root file system, as in a VM Pod; else /tmp can be written
+	Cgroup   string // directory of the memory cgroup that everything of the container is in; empty: the test's own
+	Tap      bool   // the network of a masqueraded NIC, as the CNI plugin leaves it, without NAT; of DHCP, version 4 alone
+	Single   bool   // the tap has one queue, as for every model but virtio
+	Held     bool   // the container's first process has a queue of the tap open
+	NoTun    bool   // there is no /dev/net/tun
+	Host     bool   // the network is the machine's own
+	CPUs     []int  // those that the container may use, as the kubelet's CPU manager gives them; empty: all
 }
 
 // confine keeps this thread, which becomes the container's first process, on some CPUs; none: on all.
@@ -209,7 +210,12 @@ func mountAll(spec containerSpec) error {
 		func() error { return unix.Mount("proc", root+"/proc", "proc", 0, "") },
 		func() error { return unix.Mount("/sys", root+"/sys", "", unix.MS_BIND|unix.MS_REC, "") },
 		func() error { return unix.Mount("dev", root+"/dev", "tmpfs", 0, "mode=755") },
-		func() error { return unix.Mount("tmp", root+"/tmp", "tmpfs", 0, "mode=1777") },
+		func() error {
+			if spec.ReadOnly {
+				return unix.Mount("", root, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, "")
+			}
+			return unix.Mount("tmp", root+"/tmp", "tmpfs", 0, "mode=1777")
+		},
 		func() error { return makeDevices(root+"/dev", !spec.NoTun) },
 		func() error { return unix.Mount("vm", root+"/vm", "tmpfs", 0, "mode=755") },
 	}

@@ -143,12 +143,21 @@ func (s state) firmware(vm api.Machine) domain.Firmware {
 	return fw
 }
 
-// tpm is the directory of what the TPM holds. What is in memory ends with the Pod (VM-054).
-func (s state) tpm() string {
-	if s.dir == "" {
-		return filepath.Join(api.PathRun, stateTPM)
+// tpm is the directory of what the TPM holds. What is in memory ends with the Pod (VM-054). A directory with a file in it is one
+// that libvirt leaves to swtpm, which makes a new TPM by itself: libvirt's own way, swtpm_setup, writes to /tmp, and a VM Pod has
+// none that can be written.
+func (s state) tpm(vm api.Machine) (string, error) {
+	if !vm.TPM.On() {
+		return "", nil
 	}
-	return filepath.Join(s.dir, stateTPM)
+	dir := filepath.Join(s.dir, stateTPM)
+	if s.dir == "" {
+		dir = filepath.Join(api.PathRun, stateTPM)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", err
+	}
+	return dir, atomicfile.Write(filepath.Join(dir, "version"), []byte(vm.TPM.Version+"\n"), 0o600)
 }
 
 func (s state) read(name string) (string, error) {

@@ -141,6 +141,10 @@ func (s *starter) holdState(ctx context.Context) error {
 func (s *starter) identity(p *plan) error {
 	st := stateOf(s.vm)
 	firmware := st.firmware(s.vm)
+	tpm, err := st.tpm(s.vm)
+	if err != nil {
+		return err
+	}
 	if firmware.Vars != "" {
 		if err := disks.Variables(firmware.Vars, firmware.Template); err != nil {
 			return err
@@ -158,7 +162,7 @@ func (s *starter) identity(p *plan) error {
 	s.vm.UUID = id.String()
 	s.mu.Unlock()
 	p.host = domain.Host{
-		UUID: id, Machine: machine, RunDir: api.PathRun, Emulator: emulator, Firmware: firmware, TPMDir: st.tpm(),
+		UUID: id, Machine: machine, RunDir: api.PathRun, Emulator: emulator, Firmware: firmware, TPMDir: tpm,
 	}
 	return nil
 }
