@@ -20,6 +20,7 @@ chpasswd: {expire: false}
 // TestDebianBoots sees the Debian guest take its seed, let a user in on the serial console, and go down cleanly: the next
 // boot has no journal to replay.
 func TestDebianBoots(t *testing.T) {
+	t.Parallel()
 	seed := seedDisk(t)
 	g := boot(t, "guest-debian", "-drive", "if=virtio,format=raw,readonly=on,file="+seed)
 	start := time.Now()
@@ -43,6 +44,7 @@ func TestDebianBoots(t *testing.T) {
 
 // TestDebianBootsByUEFI and without a seed: nobody needs to configure it.
 func TestDebianBootsByUEFI(t *testing.T) {
+	t.Parallel()
 	g := boot(t, "guest-debian", uefi(t)...)
 	g.console.await(t, 0, "podvirt-debian login: ", debianBootTime)
 }

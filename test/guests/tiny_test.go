@@ -16,6 +16,7 @@ const bootTime = 2 * time.Minute
 
 // TestTinyBoots sees the tiny guest come up by either firmware, answer, and go down at the power button.
 func TestTinyBoots(t *testing.T) {
+	t.Parallel()
 	tests := map[string]func(t *testing.T) []string{
 		"BIOS": func(*testing.T) []string { return nil },
 		"UEFI": uefi,
@@ -58,6 +59,7 @@ func uefi(t *testing.T) []string {
 
 // TestTinyKeepsData writes a file to a blank disk by HTTP, powers off from the shell, and finds the file at the next boot.
 func TestTinyKeepsData(t *testing.T) {
+	t.Parallel()
 	data := filepath.Join(t.TempDir(), "data.img")
 	run(t, "qemu-img", "create", "-q", "-f", "raw", data, "16M")
 	args := []string{"-drive", "if=virtio,format=raw,file=" + data}
