@@ -18,6 +18,7 @@ import (
 
 	"podvirt.dev/api"
 	"podvirt.dev/internal/nicalias"
+	"podvirt.dev/internal/nl"
 	"podvirt.dev/launcher/internal/nics"
 )
 
@@ -422,6 +423,14 @@ func TestPlan(t *testing.T) {
 	compare := cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
 	if diff := cmp.Diff(masquerade(), Plan(nic, api.NIC{}, guest), compare); diff != "" {
 		t.Errorf("without options (-want,+got)\n%s", diff)
+	}
+	inPod := nic
+	inPod.Binding, inPod.Routes = string(api.BindingMasquerade), []nl.Route{
+		{Destination: netip.MustParsePrefix("10.244.1.1/32")},
+		{Destination: netip.MustParsePrefix("10.244.1.0/24"), Gateway: netip.MustParseAddr("10.244.1.1")},
+	}
+	if diff := cmp.Diff(masquerade(), Plan(inPod, api.NIC{}, guest), compare); diff != "" {
+		t.Errorf("a masqueraded guest is told of the Pod's gateways (-want,+got)\n%s", diff)
 	}
 	options := api.NIC{DHCPDNS: []string{"none"}, DHCPSearch: []string{"none"}, DHCPNTP: []string{"10.0.0.5"}, DHCPTFTP: "t",
 		DHCPBootfile: "b", DHCPPrivate: map[int]string{224: "text", 225: "0x0102"}, MTU: 1400, RA: "off"}

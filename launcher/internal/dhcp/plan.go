@@ -42,7 +42,10 @@ func Plan(nic nics.NIC, options api.NIC, guest Guest) Config {
 		server = nic.Gateway4
 	}
 	if nic.Guest4.IsValid() && server.IsValid() {
-		c.V4 = V4{Address: nic.Guest4, Server: server, Routes: routes(nic.Routes)}
+		c.V4 = V4{Address: nic.Guest4, Server: server}
+		if owned { // whose gateways are the guest's
+			c.V4.Routes = routes(nic.Routes)
+		}
 		if owned && !nic.OnLink { // the neighbours of a routed Pod are behind its gateway
 			c.V4.Address = netip.PrefixFrom(nic.Guest4.Addr(), nic.Guest4.Addr().BitLen())
 		}
@@ -74,7 +77,6 @@ func (c *Config) keepPodNetwork(nic nics.NIC) {
 			networks = append(networks, netip.PrefixFrom(server, server.BitLen()))
 		}
 	}
-	c.V4.Routes = nil
 	for _, network := range networks {
 		switch {
 		case network.Addr().Is6():
