@@ -137,7 +137,7 @@ test-devices: programs ## devices handed to restricted containers, KVM among the
 KVM_CPUS ?= Opteron_G3 Nehalem qemu64
 test-kvm: programs ## the launcher where KVM works, by AMD virtualization that QEMU emulates: VMs under KVM, facts of nodes with four CPUs (5 minutes)
 	@mkdir -p bin
-	@$(IMAGES) rootfs kernel launcher guest-tiny >/dev/null
+	@$(IMAGES) rootfs kernel launcher >/dev/null
 	@$(IMAGES) disk guest-tiny >/dev/null
 	@$(IMAGES) build launcher >/dev/null
 	$(GO) build -o bin/ ./test/kernel/runvm

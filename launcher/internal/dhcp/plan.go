@@ -43,11 +43,11 @@ func Plan(nic nics.NIC, options api.NIC, guest Guest) Config {
 	}
 	if nic.Guest4.IsValid() && server.IsValid() {
 		c.V4 = V4{Address: nic.Guest4, Server: server}
-		if owned { // whose gateways are the guest's
+		if owned { // the Pod's gateways are the guest's
 			c.V4.Routes = routes(nic.Routes)
-		}
-		if owned && !nic.OnLink { // the neighbours of a routed Pod are behind its gateway
-			c.V4.Address = netip.PrefixFrom(nic.Guest4.Addr(), nic.Guest4.Addr().BitLen())
+			if !nic.OnLink { // the neighbours of a routed Pod are behind its gateway
+				c.V4.Address = netip.PrefixFrom(nic.Guest4.Addr(), nic.Guest4.Addr().BitLen())
+			}
 		}
 		if router {
 			c.V4.Router = nic.Gateway4
